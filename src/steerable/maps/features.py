@@ -1,0 +1,222 @@
+"""phi(theta): the functions of theta that a steering map is linear in, all exactly zero at theta = 0."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steerable.errors import ConfigError, ThetaError
+
+EXPANSIONS = ("linear", "squares", "cubes", "absolute", "pairwise", "harmonics")
+_ORDERS = (1, 2)  # harmonics: sin and cos of these multiples of the angle
+
+
+def unknown_name(what: str, name: str, options: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among the options; it suggests the nearest one."""
+    known = list(options)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "choose one of these"
+    return ConfigError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}: {hint}")
+
+
+class Features(nn.Module):
+    """phi: theta (*, p) -> (*, k), with phi(0) = 0 exactly.
+
+    Args:
+        expansion: names joined by "+", with x = theta / scale (coordinates that have a period are wrapped
+            into (-P/2, P/2] first, so that phi(theta + P) = phi(theta)):
+            "linear" x; "squares" x^2; "cubes" x^3; "absolute" |x|; "pairwise" x_i x_j for i < j;
+            "harmonics" sin(2 pi m theta / P) and cos(2 pi m theta / P) - 1 for m = 1, 2, of each
+            coordinate with a period.
+        n_params: p.
+        scales: one positive number per coordinate, usually its largest absolute value, so that phi is of
+            order one; ones by default.
+        periods: one positive number or None per coordinate; none by default.
+
+    Raises:
+        ConfigError: unknown or repeated expansion, harmonics without a period, no function at all, or
+            scales and periods that are not p positive numbers.
+    """
+
+    scales: Tensor
+    periods: Tensor
+
+    def __init__(
+        self,
+        expansion: str = "linear",
+        n_params: int = 1,
+        scales: Sequence[float | int] | None = None,
+        periods: Sequence[float | int | None] | None = None,
+    ):
+        super().__init__()
+        if n_params < 1:
+            raise ConfigError(
+                f"n_params is {n_params}; expected at least 1: give the number of theta's coordinates"
+            )
+        self.n_params = n_params
+        self.terms = _parse(expansion)
+        self.scale_values = _positive(
+            "scales", [1.0] * n_params if scales is None else list(scales), n_params
+        )
+        self.period_values = _positive(
+            "periods", [None] * n_params if periods is None else list(periods), n_params
+        )
+        self._periodic = [i for i, period in enumerate(self.period_values) if period is not None]
+        if "harmonics" in self.terms and not self._periodic:
+            raise ConfigError(
+                "features are 'harmonics' and no coordinate has a period; expected at least one: "
+                "give periods=, or leave harmonics out"
+            )
+        # Constants, rebuilt from the configuration: they follow .to(device) and stay out of saved weights.
+        # A missing period is 0, not infinity, which a moving average of all buffers would turn into NaN.
+        self.register_buffer("scales", torch.tensor(self.scale_values), persistent=False)
+        periods_or_zero = [0.0 if period is None else period for period in self.period_values]
+        self.register_buffer("periods", torch.tensor(periods_or_zero), persistent=False)
+        if self.n_features == 0:
+            raise ConfigError(
+                f"features {expansion!r} give no function for {n_params} coordinate(s); expected at least "
+                "one: add linear"
+            )
+
+    @property
+    def expansion(self) -> str:
+        """The names joined by "+"."""
+        return "+".join(self.terms)
+
+    @property
+    def is_linear(self) -> bool:
+        """True where phi is theta / scale."""
+        return self.terms == ("linear",)
+
+    @property
+    def n_features(self) -> int:
+        """k."""
+        p = self.n_params
+        sizes = {"pairwise": p * (p - 1) // 2, "harmonics": 2 * len(_ORDERS) * len(self._periodic)}
+        return sum(sizes.get(term, p) for term in self.terms)
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs besides n_params, as JSON types."""
+        return {
+            "expansion": self.expansion,
+            "scales": list(self.scale_values),
+            "periods": list(self.period_values),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], n_params: int) -> "Features":
+        """Rebuild from `config`.
+
+        Raises:
+            ConfigError: a key that is not one of expansion, scales, periods; or values that the
+            constructor refuses.
+        """
+        for key in config:
+            if key not in ("expansion", "scales", "periods"):
+                raise unknown_name("feature setting", key, ("expansion", "scales", "periods"))
+        return cls(n_params=n_params, **config)
+
+    def forward(self, theta: Tensor) -> Float[Tensor, "*batch k"]:
+        """phi(theta) (*, k) in theta's type, float32 at least.
+
+        Raises:
+            ThetaError: theta (*, p) has another width, is not real, or is not finite.
+        """
+        theta = self.check(theta)
+        wrapped = self._wrapped(theta)
+        x = wrapped / self.scales
+        columns = [self._term(term, x, wrapped) for term in self.terms]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+
+    def check(self, theta: Tensor) -> Tensor:
+        """theta as a finite floating tensor (*, p), float32 at least, or ThetaError."""
+        if not isinstance(theta, Tensor) or theta.is_complex() or theta.dtype == torch.bool:
+            kind = theta.dtype if isinstance(theta, Tensor) else type(theta).__name__
+            raise ThetaError(
+                f"theta is {kind}; expected a real tensor (..., {self.n_params}): use torch.tensor"
+            )
+        if theta.ndim == 0 or theta.shape[-1] != self.n_params:
+            raise ThetaError(
+                f"theta has shape {tuple(theta.shape)}; this map has {self.n_params} coordinates and "
+                f"expected (..., {self.n_params}): use the theta of the chain that the map was made for"
+            )
+        theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(theta).all()):
+            finite = torch.isfinite(theta).reshape(-1, self.n_params).all(dim=0)
+            bad = (~finite).nonzero().flatten().tolist()
+            raise ThetaError(
+                f"theta is not finite in coordinate(s) {', '.join(map(str, bad))}; expected finite numbers: "
+                "drop or correct those rows"
+            )
+        return theta
+
+    def _wrapped(self, theta: Float[Tensor, "*batch p"]) -> Float[Tensor, "*batch p"]:
+        if not self._periodic:
+            return theta
+        has_period = self.periods > 0
+        turns = torch.ceil(theta / torch.where(has_period, self.periods, 1.0) - 0.5)
+        return theta - torch.where(has_period, turns, 0.0) * self.periods
+
+    def _term(
+        self, term: str, x: Float[Tensor, "*batch p"], wrapped: Float[Tensor, "*batch p"]
+    ) -> Float[Tensor, "*batch m"]:
+        if term == "linear":
+            return x
+        if term == "squares":
+            return x.square()
+        if term == "cubes":
+            return x**3
+        if term == "absolute":
+            return x.abs()
+        if term == "pairwise":
+            first, second = torch.triu_indices(self.n_params, self.n_params, offset=1, device=x.device)
+            return x[..., first] * x[..., second]
+        turns = wrapped[..., self._periodic] / self.periods[self._periodic]
+        waves = [(2 * math.pi * m) * turns for m in _ORDERS]
+        return torch.cat([f for wave in waves for f in (wave.sin(), wave.cos() - 1)], dim=-1)
+
+
+def as_features(features: str | Features, n_params: int) -> Features:
+    """An own copy of Features, from an expansion's name or from Features.
+
+    Raises:
+        ConfigError: Features made for another number of coordinates.
+    """
+    if isinstance(features, str):
+        return Features(features, n_params)
+    if features.n_params != n_params:
+        raise ConfigError(
+            f"features are for {features.n_params} coordinates and the map has n_params={n_params}; "
+            "expected the same number: build both from one chain"
+        )
+    return Features.from_config(features.config(), n_params)
+
+
+def _parse(expansion: str) -> tuple[str, ...]:
+    terms = tuple(term.strip() for term in expansion.split("+"))
+    for term in terms:
+        if term not in EXPANSIONS:
+            raise unknown_name("feature expansion", term, EXPANSIONS)
+    if len(set(terms)) < len(terms):
+        raise ConfigError(
+            f"features {expansion!r} name an expansion twice; expected each once: leave one out"
+        )
+    return terms
+
+
+def _positive(what: str, values: list, n_params: int) -> tuple:
+    """The values as a tuple of floats (or None, for periods), one per coordinate, or ConfigError."""
+    if len(values) != n_params:
+        raise ConfigError(
+            f"{what} has {len(values)} values; expected {n_params}, one per coordinate: correct {what}="
+        )
+    for value in values:
+        if value is None and what == "periods":
+            continue
+        if value is None or not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{what} holds {value}; expected positive finite numbers: correct {what}=")
+    return tuple(None if value is None else float(value) for value in values)
