@@ -1,0 +1,5 @@
+"""Fit steering maps to pairs of embeddings: closed forms where they exist, gradients where not."""
+
+from steerable.fitting.embeddings import fit_embeddings
+
+__all__ = ["fit_embeddings"]

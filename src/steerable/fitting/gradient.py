@@ -1,0 +1,162 @@
+"""Fits for the families without a closed form: a start from linear regression, then gradient descent."""
+
+import logging
+import math
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerable.errors import FitError
+from steerable.fitting.pairs import PairBatch
+from steerable.fitting.ridge import Spread
+from steerable.maps import ExponentialMap, Features, RotationMap, SteeringMap
+
+_LOG = logging.getLogger(__name__)
+_START_ROWS = 4096  # pairs behind the linear start
+_ROWS = 8192  # pairs per L-BFGS step
+_BATCH = 512  # pairs per Adam step
+_ADAM_STEPS = 400
+_LBFGS_STEPS = 60
+_RIDGE = 1e-3
+_STILL = 0.02  # radians per unit of phi: slower planes are not told apart from noise
+
+
+def fit_by_gradient(steering: SteeringMap, batches: Iterable[PairBatch], *, strict: bool) -> None:
+    """Fit in place, by the relative squared error of the motion, with all pairs in memory.
+
+    L-BFGS on up to 8,192 pairs; Adam where frequencies are rounded to whole turns (a coordinate with a
+    period of a rotation map), since line searches do not bear the steps. Pairs are drawn by a generator
+    with seed 0.
+
+    Raises:
+        FitError: constant or dependent columns (where strict), or a loss that is not finite.
+    """
+    source, theta, target = (
+        torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)
+    )
+    if strict:
+        for name, values in (("theta", theta), ("source", source)):
+            spread = Spread(values[0])
+            spread.add(values)
+            spread.check(name)
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).to(source.device)
+    pairs = tuple(values[order].float() for values in (source, theta, target))
+    steering.to(source.device)
+    _start(steering, *(values[:_START_ROWS] for values in pairs))
+    if isinstance(steering, RotationMap) and any(steering.features.period_values):
+        _adam(steering, *pairs)
+    else:
+        _lbfgs(steering, *(values[:_ROWS] for values in pairs))
+    with torch.no_grad():
+        loss = float(_relative_error(steering, *(values[:_ROWS] for values in pairs)))
+    if not math.isfinite(loss):
+        raise FitError(
+            "the fit left the finite numbers; expected embeddings of ordinary size: scale them, or take basis"
+        )
+    _LOG.info("%s: relative error %.4f on the fitted pairs", steering.name, loss)
+
+
+def _relative_error(
+    steering: SteeringMap,
+    source: Float[Tensor, "n d"],
+    theta: Float[Tensor, "n p"],
+    target: Float[Tensor, "n d"],
+) -> Float[Tensor, ""]:
+    return (steering(source, theta) - target).square().sum() / (target - source).square().sum().clamp(
+        min=1e-30
+    )
+
+
+def _lbfgs(steering: SteeringMap, *pairs: Tensor) -> None:
+    optimizer = torch.optim.LBFGS(
+        steering.parameters(), max_iter=_LBFGS_STEPS, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = _relative_error(steering, *pairs)
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    optimizer.zero_grad()
+
+
+def _adam(steering: SteeringMap, *pairs: Tensor) -> None:
+    optimizer = torch.optim.Adam(steering.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=_ADAM_STEPS)
+    n = len(pairs[0])
+    for step in range(_ADAM_STEPS):
+        rows = torch.arange(step * _BATCH, (step + 1) * _BATCH, device=pairs[0].device) % n
+        optimizer.zero_grad()
+        _relative_error(steering, *(values[rows] for values in pairs)).backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+
+
+def _start(steering: SteeringMap, source: Tensor, theta: Tensor, target: Tensor) -> None:
+    generators = _regress(steering.features, source, theta, target)
+    if isinstance(steering, ExponentialMap):
+        left, values, right = torch.linalg.svd(generators)
+        root = values[:, None, : steering.rank].sqrt()
+        with torch.no_grad():
+            steering.left.copy_(left[..., : steering.rank] * root)
+            steering.right.copy_(right[:, : steering.rank].transpose(1, 2) * root)
+    elif isinstance(steering, RotationMap):
+        _start_rotation(steering, generators)
+
+
+def _regress(
+    features: Features,
+    source: Float[Tensor, "n d"],
+    theta: Float[Tensor, "n p"],
+    target: Float[Tensor, "n d"],
+) -> Float[Tensor, "k d d"]:
+    """A_k of target - source = sum_k phi_k A_k source, by ridge."""
+    phi = features(theta)
+    z = (phi[:, :, None] * source[:, None, :]).flatten(1)
+    gram = z.T @ z
+    gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + 1e-30)
+    solution = torch.linalg.solve(gram, z.T @ (target - source))
+    return solution.unflatten(0, (phi.shape[1], -1)).transpose(1, 2)
+
+
+def _start_rotation(steering: RotationMap, generators: Float[Tensor, "k d d"]) -> None:
+    """Planes shared by the generators, and the rate of each coordinate in each plane."""
+    frame, m = _shared_frame(generators), steering.dim // 2
+    moved = torch.einsum("ia,kij,jb->kab", frame, generators, frame)
+    rates = (moved[:, m : 2 * m, :m] - moved[:, :m, m : 2 * m].transpose(1, 2)).diagonal(dim1=1, dim2=2) / 2
+    diagonal = moved.diagonal(dim1=1, dim2=2)
+    stretch = (diagonal[:, :m] + diagonal[:, m : 2 * m]) / 2
+    with torch.no_grad():
+        steering.frame.weight = frame
+        settings = zip(steering.features.scale_values, steering.features.period_values, strict=True)
+        for i, (scale, period) in enumerate(settings):
+            if period is None:
+                steering.frequency[i] = rates[i]
+            else:  # a half turn at P / 2, as by a flip, has no skew part: phi = P / (2 scale) moves by -2
+                turns = rates[i] * period / (2 * math.pi * scale)
+                half = (stretch[i] < -2 * scale / period).to(turns)
+                steering.frequency[i] = torch.where(turns.round() == 0, half, turns)
+
+
+def _shared_frame(generators: Float[Tensor, "k d d"]) -> Float[Tensor, "d d"]:
+    """Q of a generic combination of the generators, which where these commute is exact for each of them.
+
+    Turning planes come from the skew part S: i S is Hermitian, and the real and imaginary parts of one of its
+    eigenvectors span a plane. Half turns have no skew part: in what is left they are the directions that the
+    symmetric part reverses.
+    """
+    mix = torch.rand(len(generators), generator=torch.Generator().manual_seed(0)).to(generators) + 0.5
+    mixed = torch.einsum("k,kij->ij", mix, generators).double()
+    rates, vectors = torch.linalg.eigh(1j * (mixed - mixed.T) / 2)
+    moving = math.sqrt(2) * vectors[:, rates > _STILL]
+    m = moving.shape[1]
+    rest = torch.linalg.qr(torch.cat([moving.real, moving.imag], dim=1), mode="complete").Q[:, 2 * m :]
+    rest = rest @ torch.linalg.eigh(rest.T @ mixed @ rest).eigenvectors
+    pairs = rest.shape[1] // 2 * 2
+    columns = [moving.real, rest[:, 0:pairs:2], moving.imag, rest[:, 1:pairs:2], rest[:, pairs:]]
+    return torch.cat(columns, dim=1).to(generators)
