@@ -1,0 +1,91 @@
+"""What the figures mean: every metric that the project prints, as a function of tensors.
+
+Conventions are those of docs/protocols.md. Sums run over all items, so a ratio is a ratio of sums, not a mean
+of ratios.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def relative_error(
+    source: Float[Tensor, "n d"], target: Float[Tensor, "n d"], steered: Float[Tensor, "n d"]
+) -> float:
+    """sum |target - steered|^2 / sum |target - source|^2: 0 is perfect, 1 no better than not steering.
+
+    source is e(x), target e(t x), steered M e(x). Infinite where nothing moves but the map does; nan where
+    neither does.
+    """
+    return _ratio((target - steered).double().square().sum(), (target - source).double().square().sum())
+
+
+def invariance_level(source: Float[Tensor, "n d"], target: Float[Tensor, "n d"]) -> float:
+    """sum |e(t x) - e(x)|^2 / sum |e(x) - mean|^2: 0 is an encoder that ignores the transform."""
+    spread = (source - source.mean(0)).double().square().sum()
+    return _ratio((target - source).double().square().sum(), spread)
+
+
+def r2(target: Float[Tensor, "n d"], steered: Float[Tensor, "n d"]) -> float:
+    """1 - sum |target - steered|^2 / sum |target - mean|^2, with the mean of each coordinate over items."""
+    return 1 - _ratio(
+        (target - steered).double().square().sum(), (target - target.mean(0)).double().square().sum()
+    )
+
+
+def column_r2(target: Float[Tensor, "n p"], predicted: Float[Tensor, "n p"]) -> list[float]:
+    """R2 of each column against that column's own mean."""
+    residual = (target - predicted).double().square().sum(0)
+    total = (target - target.mean(0)).double().square().sum(0)
+    return [1 - _ratio(r, t) for r, t in zip(residual, total, strict=True)]
+
+
+def view_ranks(
+    steered: Float[Tensor, "n d"], views: Float[Tensor, "n v d"], true: Int[Tensor, " n"]
+) -> Int[Tensor, " n"]:
+    """Rank (1 is best) of the true view of each image among v views of the same image, by cosine.
+
+    A tie counts against us at its middle place, so that a collapsed encoder scores as chance does.
+    """
+    similarity = torch.einsum("nd,nvd->nv", F.normalize(steered, dim=-1), F.normalize(views, dim=-1))
+    own = similarity.gather(1, true[:, None])
+    ahead = (similarity > own).sum(1)
+    tied = (similarity == own).sum(1) - 1
+    return 1 + ahead + tied // 2
+
+
+def mean_reciprocal_rank(ranks: Int[Tensor, " n"]) -> float:
+    """Mean of 1 / rank; chance among v views is (1 + 1/2 + ... + 1/v) / v, 0.09 for 50."""
+    return (1 / ranks.double()).mean().item()
+
+
+def hit_at(ranks: Int[Tensor, " n"], k: int) -> float:
+    """Share of items whose rank is at most k; chance among v views is k / v."""
+    return (ranks <= k).double().mean().item()
+
+
+def knn_accuracy(
+    gallery: Float[Tensor, "n d"],
+    gallery_labels: Int[Tensor, " n"],
+    query: Float[Tensor, "b d"],
+    query_labels: Int[Tensor, " b"],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy of weighted nearest neighbors: the score of a class is the sum of exp(cos / T) over the top k.
+
+    Formula: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination (arXiv
+    1805.01978).
+    """
+    classes = int(torch.cat([gallery_labels, query_labels]).max()) + 1
+    similarity = F.normalize(query, dim=-1) @ F.normalize(gallery, dim=-1).T
+    top, index = similarity.topk(min(k, gallery.shape[0]), dim=1)
+    scores = torch.zeros(query.shape[0], classes, device=query.device)
+    scores.scatter_add_(1, gallery_labels[index], (top / temperature).exp())
+    return (scores.argmax(1) == query_labels).double().mean().item()
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> float:
+    return (numerator / denominator).item()  # 0/0 is nan and x/0 inf: an undefined ratio must look undefined
