@@ -1,0 +1,147 @@
+"""The settings of a training run; a recipe is one of these as YAML."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from steerable.errors import ConfigError
+
+EQUIVARIANCE = ("squared", "relative", "contrastive")
+
+
+@dataclass
+class DataConfig:
+    """Where images come from."""
+
+    source: str = "photos"
+    """photos, an image folder, a parquet glob, or a Hub data set's name"""
+    size: int | None = None
+    """side in pixels that images are cut to; none keeps their own"""
+    train_limit: int | None = None
+    """use that many training images, drawn by the seed 0; none uses all"""
+    test_limit: int | None = None
+    """use that many test images"""
+    root: str | None = None
+    """local data: a folder that holds a copy of the source, or is what to use in its place"""
+
+
+@dataclass
+class EncoderConfig:
+    """The network to train; see ``steerable.encoders.load_encoder``."""
+
+    name: str = "timm/resnet10t"
+    """timm/NAME, timm/hf-hub:NAME or timm/local-dir:PATH"""
+    pretrained: bool = False
+    """start from the weights that the name stands for"""
+    weights: str | None = None
+    """a checkpoint file to start from"""
+    stem: Literal["cifar"] | None = None
+    """cifar: a 3x3 stride-1 stem without pooling, for images of about 32 pixels (ResNets)"""
+    width: int | None = None
+    """channels of a ResNet's first stage; later stages double it"""
+    image_size: int | None = None
+    """side in pixels that the encoder resizes to; none takes what the weights say"""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """passed on to timm.create_model"""
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer and schedule: linear warm-up, then cosine to zero."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """the method"""
+    lr: float = 2e-3
+    """peak learning rate"""
+    weight_decay: float = 0.05
+    """not applied to biases, norms and the steering map"""
+    momentum: float = 0.9
+    """of sgd"""
+    warmup: float = 0.1
+    """share of all steps"""
+    steering_lr: float = 1.0
+    """learning rate of the steering map, as a multiple of lr"""
+    clip_norm: float | None = 5.0
+    """bound on the norm of the gradient; none for no bound"""
+
+
+@dataclass
+class TrainConfig:
+    """One training run. Two views of each image are encoded, the image itself and its transform, in the control too."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    chain: str | list[dict[str, Any]] = "simclr"
+    """preset's name, or a list of transforms with their ranges"""
+    base: Literal["supervised", "simclr", "vicreg", "barlow", "none"] = "supervised"
+    """the loss that equivariance is added to"""
+    base_temperature: float = 0.2
+    """of simclr"""
+    projector: int = 256
+    """width of the self-supervised losses' projector"""
+    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential"] = "basis"
+    """the map's family; none is the invariant control"""
+    features: str = "linear"
+    """functions of theta that the map is linear in, joined by +"""
+    equivariance: dict[str, float] = field(default_factory=lambda: {"relative": 0.3})
+    """weights of the forms squared, relative and contrastive; unused where steering is none"""
+    uniformity: float | None = None
+    """weight of the uniformity term; unset is 0.05 with steering and 0 without"""
+    temperature: float = 0.1
+    """of the contrastive form"""
+    negatives: int = 31
+    """other thetas that the contrastive form tells the true one from"""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 12
+    """passes over the training images"""
+    batch_size: int = 256
+    """images per step; each is encoded twice"""
+    ema: float | None = None
+    """decay of a moving average of the weights, which is then what is evaluated and saved"""
+    refit: bool = True
+    """fit the map once more in closed form after training (basis, shift and low_rank)"""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto is bf16-mixed where the hardware has it, else 32-true"""
+    checkpoint_every: int = 200
+    """steps between checkpoints; one is also written after each epoch"""
+    seed: int = 0
+    """of weights, order and thetas"""
+
+    @property
+    def uniformity_weight(self) -> float:
+        if self.uniformity is not None:
+            return self.uniformity
+        return 0.0 if self.steering == "none" else 0.05
+
+    @property
+    def equivariance_weights(self) -> dict[str, float]:
+        """The forms in use, those with weight zero left out; empty in the control."""
+        return {} if self.steering == "none" else {k: v for k, v in self.equivariance.items() if v}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON and YAML types."""
+        return dataclasses.asdict(self)
+
+    def check(self) -> None:
+        """Raise where settings contradict each other or are out of range.
+
+        Raises:
+            ConfigError
+        """
+        for key in self.equivariance:
+            if key not in EQUIVARIANCE:
+                raise ConfigError(f"equivariance form is {key!r}; expected {', '.join(EQUIVARIANCE)}: correct the recipe")
+        for name, value, least in (
+            ("epochs", self.epochs, 1), ("batch_size", self.batch_size, 2), ("negatives", self.negatives, 1),
+            ("checkpoint_every", self.checkpoint_every, 1), ("optimizer.lr", self.optimizer.lr, 0),
+            ("temperature", self.temperature, 1e-4), ("projector", self.projector, 2),
+        ):  # fmt: skip
+            if not value >= least:
+                raise ConfigError(f"{name} is {value}; expected at least {least}: correct the recipe or the override")
+        if self.steering != "none" and not self.equivariance_weights:
+            raise ConfigError(
+                f"steering is {self.steering!r} without an equivariance loss; expected a weight for one of "
+                f"{', '.join(EQUIVARIANCE)}: e.g. --equivariance.relative 0.3, or --steering none for the control"
+            )
+        if self.base == "none" and self.steering == "none":
+            raise ConfigError("base and steering are both none; expected something to train: set one of them")

@@ -1,0 +1,81 @@
+"""The run directory: config.yaml, metrics.jsonl, skipped.json, checkpoints/, bundle/, losses.png."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from steerable.errors import ConfigError
+from steerable.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from steerable.training.loop import TrainResult
+
+
+def open_directory(
+    out: str | Path | None, config: TrainConfig, *, resume: bool, skipped: Sequence[Any] = ()
+) -> Path | None:
+    """Make the run directory, or check that the run in it is the one to resume.
+
+    Raises:
+        ConfigError: the directory holds a run and ``resume`` is not set, or holds one with other settings.
+    """
+    if out is None:
+        return None
+    directory = Path(out)
+    path = directory / "config.yaml"
+    settings = config.to_dict()
+    if path.exists():
+        if not resume:
+            raise ConfigError(f"{directory} holds a run already; expected a new directory: choose another --out, or add --resume")
+        _check_same(yaml.safe_load(path.read_text()), settings, path)
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    if skipped:
+        (directory / "skipped.json").write_text(json.dumps([item._asdict() for item in skipped], indent=1))
+    return directory
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    flat_before, flat_now = _flat(before), _flat(json.loads(json.dumps(now)))
+    differing = [key for key in flat_now if flat_before.get(key) != flat_now[key]]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"{key} is {flat_now[key]!r} and was {flat_before.get(key)!r} in {path}; expected the settings of the run "
+            "that is resumed: give the same recipe and overrides, or choose another --out"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def save_results(directory: Path, result: "TrainResult") -> None:
+    """Write the bundle and the picture of the losses."""
+    result.model.save_pretrained(directory / "bundle")
+    _picture(result.history, directory / "losses.png")
+
+
+def _picture(history: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure  # no pyplot: a library opens no windows and keeps no global figure
+
+    meta = {"epoch", "step", "images_per_second"}
+    names = [name for name in history[0] if name not in meta]
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, name in zip(axes, names, strict=False):
+        axis.plot([row["epoch"] for row in history], [row.get(name) for row in history], marker="o", ms=3, color="#1b6ca8")
+        axis.set_title(name.replace("_", " "), loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("epoch", fontsize=8)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
