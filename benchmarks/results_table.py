@@ -1,0 +1,116 @@
+"""Writes docs/results.md, and the results table of the README, from results/*.json.
+
+    python benchmarks/results_table.py [--check]
+
+``--check`` writes nothing and fails where either page differs from what the JSON says.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- results: start (make docs writes what follows) -->", "<!-- results: end -->"
+EMPTY = "Nothing has been measured yet."
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """Every result in a folder, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def number(value: Any) -> str:
+    """A cell: three significant digits for a fraction, plain text otherwise."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def shown(figure: Mapping[str, Any]) -> str:
+    """Mean, spread and unit of one figure; the spread as many decimals as the mean."""
+    text = number(figure.get("mean"))
+    if figure.get("spread") is not None:
+        text += f" ± {figure['spread']:.{len(text.partition('.')[2])}f}"
+    return f"{text} {figure.get('unit') or ''}".rstrip()
+
+
+def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One row per result: the claim with its command under it, and its figures."""
+    if not results:
+        return EMPTY
+    lines = ["| what | measured |", "|---|---|"]
+    for result in results:
+        figures = "<br>".join(f"{name}: {shown(figure)}" for name, figure in result["figures"].items())
+        claim = number(result["claim"] or result["name"])
+        lines.append(f"| {claim}<br>`{number(result['command'])}` | {figures} |")
+    return "\n".join(lines)
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """docs/results.md."""
+    head = "# Results\n\nWritten by `make docs` from `results/*.json`; do not edit. What each figure means: "
+    head += "[protocols](protocols.md).\nSpread is the standard deviation over seeds.\n"
+    return head + "".join(map(section, results)) + ("" if results else f"\n{EMPTY}\n")
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """One result: claim, command, conditions, figures and rows."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    seeds = ", ".join(map(str, result["seeds"])) or "none"
+    parts = [
+        f"## {result['name']}",
+        result["claim"],
+        f"```sh\n{result['command']}\n```",
+        f"{result['date'][:10]}, commit {result['commit']}; {result['device']}, {result['threads']} "
+        f"thread(s); seeds {seeds}; {versions}.",
+        table([{"figure": name, "value": shown(figure)} for name, figure in result["figures"].items()]),
+        table(result["rows"]),
+    ]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as Markdown, columns in order of first appearance; empty for no rows."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if not columns:
+        return ""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(number(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def fill(text: str, content: str) -> str:
+    """The text with ``content`` between the two markers."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise SystemExit(
+            f"README.md lacks a marker; expected {START} and {END}: put both where the table goes"
+        )
+    return f"{before}{START}\n{content}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the results pages from results/*.json.")
+    parser.add_argument("--check", action="store_true", help="only fail where a page is out of date")
+    check = parser.parse_args().check
+    results = load(ROOT / "results")
+    readme, target = ROOT / "README.md", ROOT / "docs" / "results.md"
+    pages = {readme: fill(readme.read_text(), readme_table(results)), target: page(results)}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if check and stale:
+        sys.exit(f"out of date: {', '.join(path.name for path in stale)}; run make docs")
+    for path in stale:
+        path.write_text(pages[path])
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
