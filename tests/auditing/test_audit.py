@@ -56,7 +56,7 @@ def test_no_steering_ranks_as_guessing_does(report: AuditReport):
 def test_ridge_finds_what_a_first_order_map_can_do(report: AuditReport):
     figures = report.figures(model="unsteered", steering="ridge")
     assert figures["relative_error"] < 0.15  # not quite zero: hue and flip meet in products, and hue turns
-    assert figures == report.figures(model="exact", steering="ridge")
+    assert figures == pytest.approx(report.figures(model="exact", steering="ridge"), rel=1e-3)
 
 
 @pytest.mark.parametrize("param", ["joint", "hue", "hflip"])

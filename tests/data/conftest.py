@@ -14,6 +14,7 @@ LOCAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # tests that mean the Hub replace it
     monkeypatch.delenv("STEERABLE_DATA", raising=False)
 
 

@@ -126,6 +126,7 @@ def test_wheel_without_photographs(monkeypatch):
     _photograph.cache_clear()
 
 
+@pytest.mark.slow  # a fresh interpreter imports torch
 def test_photos_need_neither_datasets_nor_the_photographs_packages():
     code = (
         "import sys; from steerable.data import load_images; load_images('photos:test', limit=5);"

@@ -125,6 +125,12 @@ def test_blur_keeps_the_mean_and_smooths():
     assert torch.equal(out[1], images[1])
 
 
+def test_both_borders_blur_alike():
+    images, theta = torch.rand(1, 3, 12, 15, generator=generator()), torch.tensor([[0.1]])
+    mirrored = Blur().apply(images.flip(2, 3), theta).flip(2, 3)
+    torch.testing.assert_close(Blur().apply(images, theta), mirrored, atol=1e-6, rtol=0)
+
+
 def test_a_blurred_point_is_a_gaussian():
     images = torch.zeros(1, 3, 41, 41)
     images[..., 20, 20] = 1

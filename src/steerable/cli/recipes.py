@@ -81,10 +81,13 @@ def _siblings(key: str, known: Sequence[str]) -> list[str]:
 
 
 def _beside(path: Path) -> str:
-    """Recipes where the missing one was looked for, nearest name first."""
-    found = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    hint = nearest(str(path), found)
-    return f" ({hint})" if hint else (f" such as {', '.join(found[:4])}" if found else "")
+    """The recipe of the nearest name where the missing one was looked for, or some of those that are there."""
+    found = {other.stem: str(other) for other in sorted(path.parent.glob("*.y*ml"))}
+    if path.stem in found or not found:
+        return f" (did you mean {found[path.stem]}?)" if found else ""
+    hint = nearest(path.stem, found)
+    name = hint.removeprefix("did you mean ").removesuffix("?")
+    return f" (did you mean {found[name]}?)" if hint else f" such as {', '.join(list(found.values())[:4])}"
 
 
 def _place(error: yaml.YAMLError) -> str:

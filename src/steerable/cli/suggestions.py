@@ -1,15 +1,21 @@
 """The nearest known name to one that was misspelled."""
 
-import difflib
 from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+ENOUGH = 0.65
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "did you mean X?", or "" where nothing is near; dotted names are also compared by their last part."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not near:
-        leaves = {full.rsplit(".", 1)[-1].lstrip("-"): full for full in reversed(names)}
-        found = difflib.get_close_matches(name.rsplit(".", 1)[-1].lstrip("-"), list(leaves), n=1, cutoff=0.75)
-        near = [leaves[leaf] for leaf in found]
-    return f"did you mean {near[0]}?" if near else ""
+    """ "did you mean X?", or "" where nothing is near. Dotted names are compared by their last part first."""
+    scored = [(_alike(_leaf(name), _leaf(other)), _alike(name, other), other) for other in known]
+    best = max(scored, default=(0.0, 0.0, ""))
+    return f"did you mean {best[2]}?" if best[0] >= ENOUGH else ""
+
+
+def _leaf(name: str) -> str:
+    return name.lstrip("-").rsplit(".", 1)[-1].replace("-", "_")
+
+
+def _alike(first: str, second: str) -> float:
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()
