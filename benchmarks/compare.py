@@ -7,7 +7,6 @@ written again after each run, so that what is measured is never lost.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,12 +38,11 @@ def read(recipe: str, words: Sequence[str]) -> TrainConfig:
     return Parser(train_command).read(["--config", recipe, *words])[1]["config"]
 
 
-def trained(config: TrainConfig, folder: Path) -> tuple[SteerableEncoder, list[dict[str, Any]]]:
+def trained(config: TrainConfig, folder: Path) -> SteerableEncoder:
     """The model of a run, trained now, resumed, or read where it has finished."""
     if not (folder / "bundle" / "config.json").exists():
         train(config, out=folder, resume=folder.exists(), listener=lambda row: log(folder.name, row))
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return SteerableEncoder.from_pretrained(folder / "bundle").eval(), history
+    return SteerableEncoder.from_pretrained(folder / "bundle").eval()
 
 
 def log(name: str, row: Mapping[str, Any]) -> None:
@@ -57,16 +55,22 @@ def encode(model: SteerableEncoder, images: ImageSet) -> torch.Tensor:
     return torch.cat([model.encode(batch) for batch in images.batches(500)])
 
 
-def measure(model: SteerableEncoder, train_set: ImageSet, test_set: ImageSet, seed: int) -> list[dict[str, Any]]:
+def measure(
+    model: SteerableEncoder, train_set: ImageSet, test_set: ImageSet, seed: int
+) -> list[dict[str, Any]]:
     """Rows of one model: joint and per parameter, for its own map, a ridge map fitted afterwards, and the identity."""
     e = encode(model, test_set)
     few = train_set.subset(range(min(PROBED, len(train_set))))
-    accuracy = {"probe_accuracy": probe(encode(model, few), few.labels, e, test_set.labels, grid=C_GRID[::5]).accuracy}
+    accuracy = {
+        "probe_accuracy": probe(encode(model, few), few.labels, e, test_set.labels, grid=C_GRID[::5]).accuracy
+    }
     if model.head is not None:
         with torch.no_grad():
             accuracy["test_accuracy"] = (model.head(e).argmax(1) == test_set.labels).double().mean().item()
     # the audit's own seed is one for all, so that all models meet the same images and thetas
-    report = audit(model, test_set.subset(range(min(2000, len(test_set)))), n_images=400, n_pool=100, strengths=1)
+    report = audit(
+        model, test_set.subset(range(min(2000, len(test_set)))), n_images=400, n_pool=100, strengths=1
+    )
     rows = []
     for row in report.rows:
         if row.value is None:
@@ -84,7 +88,7 @@ def joint(rows: Sequence[Mapping[str, Any]], arm: str, name: str) -> list[float]
 
 
 def summary(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The figures of the README: each arm's mean and spread, and the steerable arm's gain in accuracy, paired by seed."""
+    """The figures of the README: each arm's mean and spread, and the gain in accuracy, paired by seed."""
     figures = {}
     accuracy = "test_accuracy" if any("test_accuracy" in row for row in rows) else "probe_accuracy"
     units = {accuracy: "%", "relative_error": "", "mrr": "", "hit_at_1": ""}
@@ -114,7 +118,9 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--data", default=None, help="folder with local copies of data sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -126,22 +132,24 @@ def main() -> None:
     words = ["--data", args.data] if args.data else []
     config = read(args.recipe, words)
     data = config.data
-    sets = [load_images(data.source, split=s, size=data.size, root=data.root, limit=n) for s, n in (("train", data.train_limit), ("test", None))]
+    sets = [
+        load_images(data.source, split=s, size=data.size, root=data.root, limit=n)
+        for s, n in (("train", data.train_limit), ("test", None))
+    ]
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         for arm in args.arms:
             settings = read(args.recipe, [*words, *ARMS[arm], "--seed", str(seed)])
-            model, history = trained(settings, args.runs / name / f"{arm}-seed{seed}")
+            model = trained(settings, args.runs / name / f"{arm}-seed{seed}")
             if args.only_train:
                 continue
-            speed = mean(row["images_per_second"] for row in history if row.get("images_per_second"))
-            for row in measure(model, *sets, seed):
-                rows.append({"arm": arm, **row} | ({"images_per_second": speed} if row["param"] == "joint" else {}))
+            rows.extend({"arm": arm, **row} for row in measure(model, *sets, seed))
+            choice = f"--seeds {' '.join(map(str, args.seeds))} --arms {' '.join(args.arms)}"
             record(
                 name,
-                claim=f"{name}: steerable against the control at equal encoder passes; ranks among 50 views of one image; "
-                "the control's figures by a ridge map fitted afterwards",
-                command=f"python benchmarks/compare.py {args.recipe} --data DATA --seeds {' '.join(map(str, args.seeds))} --arms {' '.join(args.arms)}",
+                claim=f"{name}: steerable against the control at equal encoder passes, ranks among 50 views of "
+                "one image; the control's figures by a ridge map fitted afterwards",
+                command=f"python benchmarks/compare.py {args.recipe} --data DATA {choice}",
                 seeds=args.seeds,
                 rows=averaged(rows),
                 figures=summary(rows, args.arms),

@@ -2,7 +2,8 @@
 
     python benchmarks/throughput.py recipes/cifar10_supervised.yaml --data ../shared/data
 
-Blocks of steps alternate between the two in one process, after a warm-up of both; medians over blocks. Writes results/throughput.json.
+Blocks of steps alternate between the two in one process, after a warm-up of both; medians over blocks.
+Writes results/throughput.json.
 """
 
 import argparse
@@ -28,7 +29,9 @@ def block(run: Run, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--data", default=None)
     parser.add_argument("--rounds", type=int, default=15)
@@ -54,9 +57,16 @@ def main() -> None:
         "throughput",
         claim="training throughput, steerable over control, same recipe: at least 0.95",
         command=f"python benchmarks/throughput.py {args.recipe} --data DATA",
-        rows=[{"arm": arm, "images_per_second": median(values), "blocks": len(values)} for arm, values in speeds.items()],
+        rows=[
+            {"arm": arm, "images_per_second": median(values), "blocks": len(values)}
+            for arm, values in speeds.items()
+        ],
         figures={
-            "ratio of medians": {"mean": median(speeds["steerable"]) / median(speeds["control"]), "spread": None, "unit": ""},
+            "ratio of medians": {
+                "mean": median(speeds["steerable"]) / median(speeds["control"]),
+                "spread": None,
+                "unit": "",
+            },
             "ratio by block": figure(ratios),
         },
     )

@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the Hub by accident
 from jaxtyping import install_import_hook
 
 # before the first import of the package: its annotations then run, in all tests
-_hook = install_import_hook("steerable", "beartype.beartype")
+_hook = install_import_hook("steerable", "shape_checker.check")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -110,7 +110,7 @@ def test_a_chain_can_be_listed(tmp_path: Path):
         ("optimizer: {lrr: 3}", "optimizer.lrr", "did you mean optimizer.lr?"),
         ("data: {sorce: photos}", "data.sorce", "did you mean data.source?"),
         ("lr: 3", "lr", "did you mean optimizer.lr?"),
-        ("out: runs", "out", "known keys are"),
+        ("out: runs", "out", "known keys are data, encoder, chain"),
         ("data: {zzz: 1}", "data.zzz", "known keys are data.source, data.size"),
     ],
 )
@@ -132,6 +132,10 @@ def test_unknown_keys_suggest_the_nearest(tmp_path, capsys, text: str, key: str,
         (["trian"], "did you mean train?"),
         (["--epochs", "3"], "stands before the command"),
         (["train", "photos"], "'photos' is one word too many"),
+        (
+            ["audit", "a", "--images", "photos", "b"],
+            "'b' stands after options; expected each MODEL before them",
+        ),
     ],
 )
 def test_unknown_words_suggest_the_nearest(capsys, words: list[str], near: str):
@@ -150,6 +154,7 @@ def test_unknown_words_suggest_the_nearest(capsys, words: list[str], near: str):
         (["--equivariance.relative", "x"], "--equivariance.relative is 'x'; expected a number"),
         (["--epochs"], "--epochs has no value; expected a whole number"),
         (["--chain", "simlcr"], "did you mean simclr?"),
+        (["--chain", "[{name: hflop}]"], "did you mean hflip?"),
     ],
 )
 def test_wrong_values_name_the_option_and_the_type(capsys, words: list[str], said: str):
@@ -302,28 +307,19 @@ def test_from_recipe_to_audit(recipe: Path, tmp_path, monkeypatch, capsys):
 
     assert "holds a run already" in failure(capsys, "train", "--config", str(recipe), "--seed", "3")
 
-    audit = [
-        "audit",
-        "runs/tiny-seed3",
-        "--images",
-        "photos",
-        "--size",
-        "16",
-        "--n-images",
-        "12",
-        "--views",
-        "4",
-    ]
-    assert main([*audit, "--json"]) == 0
+    options = ["--images", "photos", "--size", "16", "--n-images", "8", "--views", "4"]
+    assert main(["audit", "runs/tiny-seed3", *options, "--json", "--out", "pages/audit.html"]) == 0
     out = capsys.readouterr().out
     report = json.loads(out)
-    assert out.count("\n") == 1
-    assert report["models"][0]["name"] == "tiny-seed3"
+    assert out.count("\n") == 1, "nothing but the figures"
+    assert [model["name"] for model in report["models"]] == ["tiny-seed3"]
     assert report["source"] == "photos:test"
+    assert "<html" in Path("pages/audit.html").read_text()
 
-    assert main([*audit, "runs/tiny-seed3/bundle", "--out", "pages/audit.html"]) == 0
+    assert main(["audit", "runs/tiny-seed3", "runs/tiny-seed3/bundle", *options, "--out", "audit.json"]) == 0
     out = capsys.readouterr().out
     assert "hue" in out
     assert "\x1b" not in out
-    assert out.splitlines()[-1] == "pages/audit.html"
-    assert "<html" in Path("pages/audit.html").read_text()
+    assert out.splitlines()[-1] == "audit.json"
+    both = json.loads(Path("audit.json").read_text())
+    assert [model["name"] for model in both["models"]] == ["tiny-seed3", "bundle"]

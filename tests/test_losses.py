@@ -62,7 +62,9 @@ def test_relative_rewards_motion(pairs):
     # with a fixed residual, moving further must lower the loss
     loss = losses.relative(source, moved, (moved - 0.1 * error))
     loss.backward()
-    further = losses.relative(source, target + 0.1 * (target - source), target + 0.1 * (target - source) - 0.1 * error)
+    further = losses.relative(
+        source, target + 0.1 * (target - source), target + 0.1 * (target - source) - 0.1 * error
+    )
     assert further < loss
 
 

@@ -43,10 +43,24 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_a_run_leaves_its_config_metrics_bundle_and_picture(tmp_path):
     rows = []
     result = train(tiny(), out=tmp_path / "run", listener=rows.append)
-    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "metrics.jsonl", "bundle", "losses.png", "checkpoints"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "bundle",
+        "losses.png",
+        "checkpoints",
+    }
     history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2]
-    assert {"supervised", "relative", "contrastive", "uniformity", "relative_error", "knn_accuracy", "test_accuracy"} <= history[0].keys()
+    assert {
+        "supervised",
+        "relative",
+        "contrastive",
+        "uniformity",
+        "relative_error",
+        "knn_accuracy",
+        "test_accuracy",
+    } <= history[0].keys()
     steps = [row for row in rows if "epoch" not in row]
     assert [row["step"] for row in steps] == list(range(1, 9))
     loaded = SteerableEncoder.from_pretrained(tmp_path / "run" / "bundle")
@@ -144,7 +158,9 @@ train(tiny(ema=0.9), out=sys.argv[2], listener=listener)
 @pytest.mark.parametrize("step", [2, 6])  # before the first checkpoint, and in the middle of the second epoch
 def test_kill_and_resume_equals_an_unbroken_run(tmp_path, step):
     here = Path(__file__).parent
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(here), str(tmp_path / "killed"), str(step)], capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(here), str(tmp_path / "killed"), str(step)], capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -170,7 +186,7 @@ def test_a_non_finite_loss_stops_with_step_terms_and_checkpoint(tmp_path):
 def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path):
     train(tiny(epochs=1), out=tmp_path / "run")
     before = (tmp_path / "run" / "bundle" / "steering.safetensors").read_bytes()
-    with pytest.raises(ConfigError, match="holds a run already.*--resume"):
+    with pytest.raises(ConfigError, match=r"holds a run already.*--resume"):
         train(tiny(epochs=1), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"optimizer\.lr is 0\.5 and was 0\.002"):
         train(tiny(epochs=1, optimizer=OptimizerConfig(lr=0.5)), out=tmp_path / "run", resume=True)
@@ -179,7 +195,12 @@ def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path):
 
 def test_resuming_a_finished_run_trains_no_further(tmp_path):
     first = train(tiny(epochs=1), out=tmp_path / "run")
-    again = train(tiny(epochs=1), out=tmp_path / "run", resume=True, listener=lambda row: pytest.fail("a step was taken"))
+    again = train(
+        tiny(epochs=1),
+        out=tmp_path / "run",
+        resume=True,
+        listener=lambda row: pytest.fail("a step was taken"),
+    )
     assert same(weights(first.model), weights(again.model))
 
 
@@ -227,6 +248,28 @@ def test_contradictory_settings_are_refused(changes, message):
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="at least one batch of 128"):
         train(tiny(batch_size=128))
+
+
+def test_a_source_without_a_test_split_is_parted_and_a_suffix_names_the_training_split(tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 30), ("val", 10)):
+        for label in ("a", "b"):
+            folder = tmp_path / "both" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count // 2):
+                Image.new("RGB", (16, 16), (8 * i, 90, 200 if label == "a" else 20)).save(
+                    folder / f"{split}{i}.png"
+                )
+    alone = tmp_path / "both" / "train"
+    train_set, test_set = loop.load_splits(tiny(data=DataConfig(source=str(alone)), batch_size=4))
+    assert (len(train_set), len(test_set)) == (24, 6)
+    assert not set(train_set.paths) & set(test_set.paths)
+    train_set, test_set = loop.load_splits(
+        tiny(data=DataConfig(source=f"{tmp_path / 'both'}:train[:20]"), batch_size=4)
+    )
+    assert (len(train_set), len(test_set)) == (20, 10)
+    assert all("val" in path for path in test_set.paths)
 
 
 def test_skipped_images_are_listed_in_the_run_directory(tmp_path):

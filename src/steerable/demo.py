@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ CONTROL, STEERABLE = "control", "steerable"
 class DemoRow:
     """One model's line of the table.
 
-    probe_accuracy: of a linear probe on frozen embeddings. relative_error, mrr, hit_at_1: joint, by the model's own map,
-    or a ridge map fitted afterwards where it has none. steer_seconds, encode_seconds: for 1,000 views of one image.
+    probe_accuracy: of a linear probe on frozen embeddings. relative_error, mrr, hit_at_1: joint, by the
+    model's own map, or a ridge map fitted afterwards where it has none. steer_seconds, encode_seconds: for 1,000
+    views of one image.
     """
 
     model: str
@@ -40,7 +41,7 @@ class DemoRow:
 
     @property
     def ratio(self) -> float | None:
-        """How many times cheaper steering is than encoding again; None for the control, which has no map to steer by."""
+        """How many times cheaper steering is than encoding again; None for the control, which has no map."""
         return self.encode_seconds / self.steer_seconds if self.steer_seconds else None
 
 
@@ -52,6 +53,31 @@ class DemoResult:
     report: AuditReport
     page: Path
     seconds: float
+
+
+def cells(rows: Sequence[DemoRow]) -> list[list[str]]:
+    """The table as text, its header first."""
+    header = [
+        "model",
+        "probe accuracy",
+        "relative error",
+        "MRR",
+        "Hit@1",
+        f"steer {VIEWS:,} views",
+        "encode them",
+        "ratio",
+    ]
+    return [header, *(_cells(row) for row in rows)]
+
+
+def _cells(row: DemoRow) -> list[str]:
+    figures = [
+        "n/a" if value is None else f"{value:.3f}" for value in (row.relative_error, row.mrr, row.hit_at_1)
+    ]
+    steer = "-" if row.steer_seconds is None else f"{1000 * row.steer_seconds:.1f} ms"
+    ratio = "-" if row.ratio is None else f"{row.ratio:,.0f} x"
+    name = row.model if row.map == "map" else f"{row.model} (with a {row.map} map)"
+    return [name, f"{row.probe_accuracy:.1%}", *figures, steer, f"{1000 * row.encode_seconds:,.0f} ms", ratio]
 
 
 def run_demo(
@@ -75,34 +101,60 @@ def run_demo(
     listener = progress or (lambda name: None)
     configs = {CONTROL: dataclasses.replace(config, steering="none"), STEERABLE: config}
     models = {
-        name: train(settings, out=out / name, listener=listener(name)).model.eval() for name, settings in configs.items()
+        name: train(settings, out=out / name, listener=listener(name)).model.eval()
+        for name, settings in configs.items()
     }
     data = config.data
     train_set, test_set = (
         load_images(data.source, split=split, size=data.size, root=data.root) for split in ("train", "test")
     )
-    report = audit(models, test_set, n_images=n_images, n_pool=50, strengths=4, seed=config.seed, progress=listener("audit"))
+    report = audit(
+        models,
+        test_set,
+        n_images=n_images,
+        n_pool=50,
+        strengths=4,
+        seed=config.seed,
+        progress=listener("audit"),
+    )
     rows = tuple(_row(name, model, report, train_set, test_set) for name, model in models.items())
     page = out / "report.html"
-    report.save_html(page, test_set, title="What the demo's encoders know about color, crop and pose")
+    report.save_html(
+        page, test_set, title="What two small encoders know about color and crop", summary=cells(rows)
+    )
     report.save_json(out / "report.json")
     seconds = time.perf_counter() - began
-    (out / "table.json").write_text(json.dumps({"seconds": seconds, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    (out / "table.json").write_text(
+        json.dumps({"seconds": seconds, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
+    )
     return DemoResult(rows, report, page, seconds)
 
 
-def _row(name: str, model: SteerableEncoder, report: AuditReport, train_set: ImageSet, test_set: ImageSet) -> DemoRow:
+def _row(
+    name: str, model: SteerableEncoder, report: AuditReport, train_set: ImageSet, test_set: ImageSet
+) -> DemoRow:
     lead = next(info.lead for info in report.models if info.name == name)
     figures = report.figures(model=name, steering=lead)
     e, e_test = (model.encode(part.float_images(range(len(part)))) for part in (train_set, test_set))
     accuracy = probe(e, train_set.labels, e_test, test_set.labels, grid=C_GRID[::5]).accuracy
     steer_seconds, encode_seconds = time_views(model, test_set.float_images(range(1)), VIEWS)
     steer = None if name == CONTROL else steer_seconds
-    return DemoRow(name, lead, accuracy, figures["relative_error"], figures["mrr"], figures["hit_at_1"], steer, encode_seconds)
+    return DemoRow(
+        name,
+        lead,
+        accuracy,
+        figures["relative_error"],
+        figures["mrr"],
+        figures["hit_at_1"],
+        steer,
+        encode_seconds,
+    )
 
 
-def time_views(model: SteerableEncoder, image: torch.Tensor, views: int, *, rounds: int = 5) -> tuple[float, float]:
-    """Seconds for ``views`` versions of one image (1, 3, h, w): encoded once and steered, and transformed and encoded each.
+def time_views(
+    model: SteerableEncoder, image: torch.Tensor, views: int, *, rounds: int = 5
+) -> tuple[float, float]:
+    """Seconds for ``views`` versions of one image (1, 3, h, w): encoded once and steered, and encoded each.
 
     Medians of ``rounds``, both warmed up; the first includes the encoder pass.
     """

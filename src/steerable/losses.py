@@ -4,8 +4,6 @@ Everywhere source is e(x), target e(t x), and steered M(theta) e(x) + b(theta). 
 unit vectors normalizes here.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,16 +12,21 @@ from torch import Tensor
 EPS = 1e-6
 
 
-def squared(source: Float[Tensor, "b d"], target: Float[Tensor, "b d"], steered: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+def squared(
+    source: Float[Tensor, "b d"], target: Float[Tensor, "b d"], steered: Float[Tensor, "b d"]
+) -> Float[Tensor, ""]:
     """Mean |target - steered|^2, divided by the batch variance of the embeddings (detached).
 
-    Without the division, shrinking every embedding wins; with the division differentiated, the spread would grow without bound.
+    Without the division, shrinking every embedding wins; with the division differentiated, the spread would grow
+    without bound.
     """
     spread = torch.cat([source, target]).detach().var(dim=0, correction=0).sum()
     return (target - steered).square().sum(-1).mean() / (spread + EPS)
 
 
-def relative(source: Float[Tensor, "b d"], target: Float[Tensor, "b d"], steered: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+def relative(
+    source: Float[Tensor, "b d"], target: Float[Tensor, "b d"], steered: Float[Tensor, "b d"]
+) -> Float[Tensor, ""]:
     """sum |target - steered|^2 / sum |target - source|^2, both differentiated: motion must grow and be predictable.
 
     This is the relative equivariance error itself; unlike ``squared`` it does not reward ignoring the transform.
@@ -32,12 +35,14 @@ def relative(source: Float[Tensor, "b d"], target: Float[Tensor, "b d"], steered
     return (target - steered).square().sum() / (moved + EPS * source.detach().square().sum() + EPS)
 
 
-def contrastive(target: Float[Tensor, "b d"], orbits: Float[Tensor, "b v d"], *, temperature: float = 0.1) -> Float[Tensor, ""]:
+def contrastive(
+    target: Float[Tensor, "b d"], orbits: Float[Tensor, "b v d"], *, temperature: float = 0.1
+) -> Float[Tensor, ""]:
     """Cross-entropy of finding, among v steered versions of e(x), the one steered by the theta that was applied.
 
-    orbits: versions of each item's own e(x); the first is steered by the theta that made its target, the others by thetas
-    of other items. The negatives are views of the same image, so only the transform tells them apart, and they cost no
-    encoder pass. Cosine similarity over ``temperature``.
+    orbits: versions of each item's own e(x); the first is steered by the theta that made its target, the others by
+    thetas of other items. The negatives are views of the same image, so only the transform tells them apart, and
+    they cost no encoder pass. Cosine similarity over ``temperature``.
     """
     similarity = torch.einsum("bd,bvd->bv", F.normalize(target, dim=-1), F.normalize(orbits, dim=-1))
     return -(similarity / temperature).log_softmax(-1)[:, 0].mean()
@@ -54,4 +59,3 @@ def uniformity(e: Float[Tensor, "b d"], *, t: float = 2.0) -> Float[Tensor, ""]:
     b = e.shape[0]
     pairs = cosine[~torch.eye(b, dtype=torch.bool, device=e.device)]
     return (2 * t * (pairs - 1)).logsumexp(0) - torch.tensor(float(b * (b - 1)), device=e.device).log()
-

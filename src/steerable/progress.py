@@ -86,6 +86,9 @@ class TrainProgress(_OnTerminal):
         if "epoch" in row:
             self.done = row["epoch"]
             self.console.print(Text(self.label + epoch_line(row, self.epochs)), soft_wrap=True)
+            if self.bar and self.done >= self.epochs:
+                self.bar.below = ""
+                self.bar.update(self.task, description=f"{self.label}finishing", speed="")
         elif self.bar:
             self.bar.below = Text("  " + _terms(row), style="dim", no_wrap=True, overflow="ellipsis")
             self.bar.update(

@@ -86,9 +86,15 @@ def check_theta(theta: Tensor, params: Sequence[Param], *, n: int | None = None)
     names = ", ".join(param.name for param in params)
     if not isinstance(theta, Tensor) or theta.is_complex() or theta.dtype == torch.bool:
         kind = theta.dtype if isinstance(theta, Tensor) else type(theta).__name__
-        raise ThetaError(f"theta is {kind}; expected a real tensor with columns ({names}): use torch.tensor or .theta(...)")
+        raise ThetaError(
+            f"theta is {kind}; expected a real tensor with columns ({names}): use torch.tensor or .theta(...)"
+        )
     wanted = f"({n}, {len(params)})" if n is not None else f"(..., {len(params)})"
-    if theta.ndim == 0 or theta.shape[-1] != len(params) or (n is not None and tuple(theta.shape) != (n, len(params))):
+    if (
+        theta.ndim == 0
+        or theta.shape[-1] != len(params)
+        or (n is not None and tuple(theta.shape) != (n, len(params)))
+    ):
         raise ThetaError(
             f"theta has shape {tuple(theta.shape)}; expected {wanted} with columns ({names}): "
             "build it with .sample(n, generator=...) or .theta(name=value)"
@@ -96,7 +102,9 @@ def check_theta(theta: Tensor, params: Sequence[Param], *, n: int | None = None)
     finite = torch.isfinite(theta)
     if not bool(finite.all()):
         bad = [param.name for i, param in enumerate(params) if not bool(finite[..., i].all())]
-        raise ThetaError(f"theta is not finite in {', '.join(bad)}; expected finite numbers: drop or correct those rows")
+        raise ThetaError(
+            f"theta is not finite in {', '.join(bad)}; expected finite numbers: drop or correct those rows"
+        )
     return theta if theta.is_floating_point() else theta.float()
 
 
@@ -104,7 +112,7 @@ def named_theta(params: Sequence[Param], values: Mapping[str, float]) -> Tensor:
     """Theta (p,) with the named coordinates set and the others zero.
 
     Raises:
-        ThetaError: a name that is not among the parameters (the nearest one is suggested), or a value that is not finite.
+        ThetaError: a name that is not among the parameters (the nearest is suggested), or a value that is not finite.
     """
     import difflib
 

@@ -57,7 +57,7 @@ def curve_svg(report: AuditReport, param: Param) -> str:
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": param.name, "font.size": 9, "text.color": INK}):
         figure = Figure(figsize=(3.7, 2.9))
-        frame = {"left": 0.15, "right": 0.97, "bottom": 0.16, "top": 0.97, "hspace": 0.13}
+        frame = {"left": 0.125, "right": 0.97, "bottom": 0.16, "top": 0.97, "hspace": 0.13}
         error, motion = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1), gridspec_kw=frame)
         for item in series(report):
             _draw(error, motion, report, param, item)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ TEMPLATE = "report.html.j2"
 THUMBNAIL = 96  # pixels: pictures are shown at 64, and sharp screens have more
 
 
-def render_page(report: AuditReport, images: ImageSet | Tensor | None, title: str) -> str:
+def render_page(
+    report: AuditReport, images: ImageSet | Tensor | None, title: str, summary: Sequence[Sequence[str]] = ()
+) -> str:
     """The HTML text; see `AuditReport.save_html`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -34,7 +37,7 @@ def render_page(report: AuditReport, images: ImageSet | Tensor | None, title: st
         lstrip_blocks=True,
     )
     environment.filters.update(number=words.number, label=words.label)
-    return environment.get_template(TEMPLATE).render(_context(report, images, title))
+    return environment.get_template(TEMPLATE).render(_context(report, images, title), summary=summary)
 
 
 def _context(report: AuditReport, images: ImageSet | Tensor | None, title: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,10 +179,12 @@ class AuditReport:
         images: ImageSet | Tensor | None = None,
         *,
         title: str = "Steerability audit",
+        summary: Sequence[Sequence[str]] = (),
     ) -> None:
         """Write one self-contained page: sentences, tables, curves, and rows of pictures.
 
         images: what was audited, in the same order; without it there are no pictures.
+        summary: a table to open with, its header first; the last line is set in bold.
 
         Raises:
             DataError: images of another size or number than those audited.
@@ -190,7 +192,7 @@ class AuditReport:
         from steerable.auditing.page import render_page
 
         file = Path(path)
-        html = render_page(self, images, title)
+        html = render_page(self, images, title, summary)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(html, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """``steerable audit``."""
 
 import json as jsonlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,8 @@ def audit(
     if json:
         print(jsonlib.dumps(report.to_dict(), allow_nan=False))
     else:
-        Console(highlight=False).print(report.table())
+        # a file or a pipe has no width that a table would have to fit
+        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(report.table())
     if out is not None:
         _write(report, image_set, out, announce=not json)
 

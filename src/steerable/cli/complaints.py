@@ -46,6 +46,11 @@ def _unknown(given: Sequence[str], parser: "Parser") -> ConfigError:
     prog = parser.prog
     word = next((word for word in given if word.startswith("-")), given[0])
     flag = word.partition("=")[0]
+    several = next((str(action.metavar) for action in parser._actions if action.nargs == "+"), None)
+    if not flag.startswith("-") and several:
+        return ConfigError(
+            f"{flag!r} stands after options; expected each {several} before them: see {prog} --help"
+        )
     if not flag.startswith("-"):
         return ConfigError(
             f"{flag!r} is one word too many for {prog}; expected options (--name value): see {prog} --help"
@@ -62,6 +67,7 @@ def _wrong_type(key: str, message: str, parser: "Parser") -> ConfigError:
     files = list(recipe_files(parser.words))
     where = f" in {files[-1]}" if files and not given else ""
     name = given[-1] if given else (key if where or key.isupper() else f"--{key}")
+    wanted = described(parser.hints[key])
     return ConfigError(
-        f"{name} is {value}{where}; expected {described(parser.hints[key])}: correct it, or see {parser.prog} --help"
+        f"{name} is {value}{where}; expected {wanted}: correct it, or see {parser.prog} --help"
     )

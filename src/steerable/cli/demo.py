@@ -66,37 +66,17 @@ def demo(
 def _table(result: "DemoResult") -> "Table":
     from rich.table import Table
 
-    from steerable.demo import VIEWS
+    from steerable.demo import cells
 
+    header, *lines = cells(result.rows)
     table = Table(
-        title=f"photographs, {result.report.views} views of one image to choose from", title_justify="left"
+        title=f"photographs; ranks among {result.report.views} views of one image", title_justify="left"
     )
-    columns = (
-        "probe accuracy",
-        "relative error",
-        "MRR",
-        "Hit@1",
-        f"steer {VIEWS:,} views",
-        "encode them",
-        "ratio",
-    )
-    table.add_column("model")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in result.rows:
-        steer = "-" if row.steer_seconds is None else f"{1000 * row.steer_seconds:.1f} ms"
-        ratio = "-" if row.ratio is None else f"{row.ratio:,.0f} x"
-        name = row.model if row.map == "map" else f"{row.model} ({row.map} map)"
-        figures = (
-            f"{row.probe_accuracy:.1%}",
-            *(_shown(v) for v in (row.relative_error, row.mrr, row.hit_at_1)),
-        )
-        table.add_row(name, *figures, steer, f"{1000 * row.encode_seconds:,.0f} ms", ratio)
+    for place, heading in enumerate(header):
+        table.add_column(heading, justify="right" if place else "left")
+    for line in lines:
+        table.add_row(*line)
     return table
-
-
-def _shown(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _recipe(name: str, overrides: list[str]) -> Any:

@@ -64,9 +64,7 @@ class Parser(ArgumentParser):
         self.titles[title].add_argument(*flags, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise complaint(
-            message, self.prog, self.hints, tuple(self._option_string_actions), self.words
-        ) from None
+        raise complaint(message, self) from None
 
     def read(self, words: Iterable[str]) -> tuple[list[Any], dict[str, Any], dict[str, bool]]:
         """Positional and named arguments of the command, and the general options.

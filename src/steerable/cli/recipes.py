@@ -81,7 +81,7 @@ def _siblings(key: str, known: Sequence[str]) -> list[str]:
 
 
 def _beside(path: Path) -> str:
-    """The recipe of the nearest name where the missing one was looked for, or some of those that are there."""
+    """The recipe of the nearest name in the missing one's folder, or some of those that are there."""
     found = {other.stem: str(other) for other in sorted(path.parent.glob("*.y*ml"))}
     if path.stem in found or not found:
         return f" (did you mean {found[path.stem]}?)" if found else ""

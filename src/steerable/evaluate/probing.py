@@ -29,7 +29,13 @@ class ProbeResult:
 
 
 def probe(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, grid: Sequence[float] = C_GRID, seed: int = 0
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    grid: Sequence[float] = C_GRID,
+    seed: int = 0,
 ) -> ProbeResult:
     """L2 logistic regression on frozen embeddings, its strength chosen on 10 % of train, then refitted on all of train.
 

@@ -14,7 +14,8 @@ NAMES = ("last.pt", "previous.pt")
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
     """Write ``state`` as the last checkpoint and keep the one before it.
 
-    A crash at any moment leaves at least one whole checkpoint: the new file appears under its name only when it is on disk.
+    A crash at any moment leaves at least one whole checkpoint: the new file appears under its name only when it is
+    on disk.
     """
     directory.mkdir(parents=True, exist_ok=True)
     last, previous = (directory / name for name in NAMES)
@@ -46,6 +47,7 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path] | None:
             reasons.append(f"{path.name}: {str(error).splitlines()[0][:80]}")
     if found:
         raise BundleError(
-            f"no checkpoint in {directory} can be read ({'; '.join(reasons)}); expected a whole one: start again without --resume"
+            f"no checkpoint in {directory} can be read ({'; '.join(reasons)}); expected a whole one: "
+            "start again without --resume"
         )
     return None

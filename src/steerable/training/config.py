@@ -128,16 +128,23 @@ class TrainConfig:
         Raises:
             ConfigError
         """
+        from steerable.transforms import build  # here: the settings alone load without torch
+
+        build(self.chain)
         for key in self.equivariance:
             if key not in EQUIVARIANCE:
-                raise ConfigError(f"equivariance form is {key!r}; expected {', '.join(EQUIVARIANCE)}: correct the recipe")
+                raise ConfigError(
+                    f"equivariance form is {key!r}; expected {', '.join(EQUIVARIANCE)}: correct the recipe"
+                )
         for name, value, least in (
             ("epochs", self.epochs, 1), ("batch_size", self.batch_size, 2), ("negatives", self.negatives, 1),
             ("checkpoint_every", self.checkpoint_every, 1), ("optimizer.lr", self.optimizer.lr, 0),
             ("temperature", self.temperature, 1e-4), ("projector", self.projector, 2),
         ):  # fmt: skip
             if not value >= least:
-                raise ConfigError(f"{name} is {value}; expected at least {least}: correct the recipe or the override")
+                raise ConfigError(
+                    f"{name} is {value}; expected at least {least}: correct the recipe or the override"
+                )
         if self.steering != "none" and not self.equivariance_weights:
             raise ConfigError(
                 f"steering is {self.steering!r} without an equivariance loss; expected a weight for one of "

@@ -29,7 +29,9 @@ def open_directory(
     settings = config.to_dict()
     if path.exists():
         if not resume:
-            raise ConfigError(f"{directory} holds a run already; expected a new directory: choose another --out, or add --resume")
+            raise ConfigError(
+                f"{directory} holds a run already; expected a new directory: choose another --out, or add --resume"
+            )
         _check_same(yaml.safe_load(path.read_text()), settings, path)
     directory.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -72,7 +74,13 @@ def _picture(history: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, name in zip(axes, names, strict=False):
-        axis.plot([row["epoch"] for row in history], [row.get(name) for row in history], marker="o", ms=3, color="#1b6ca8")
+        axis.plot(
+            [row["epoch"] for row in history],
+            [row.get(name) for row in history],
+            marker="o",
+            ms=3,
+            color="#1b6ca8",
+        )
         axis.set_title(name.replace("_", " "), loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel("epoch", fontsize=8)

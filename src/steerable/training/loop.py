@@ -40,7 +40,7 @@ class TrainResult:
 
 
 def generator_for(seed: int, *purpose: int) -> torch.Generator:
-    """A CPU generator that depends on the seed and the purpose only, so that a resumed run draws what it would have drawn."""
+    """A CPU generator of the seed and the purpose only, so that a resumed run draws what it would have drawn."""
     state = np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
@@ -61,7 +61,11 @@ class Run:
         optimizer = _optimizer(learner, config.optimizer)
         self.learner, self.optimizer = self.fabric.setup(learner, optimizer)
         self.module: Learner = learner
-        self.ema = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
+        self.ema = (
+            AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
         self.steps_per_epoch = len(train_set) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.scheduler = LambdaLR(self.optimizer, _schedule(self.total_steps, config.optimizer.warmup))
@@ -83,7 +87,9 @@ class Run:
 
     def batches(self) -> Iterator[Tensor]:
         """Indices of the rest of the present epoch's batches; the order depends on seed and epoch only."""
-        order = torch.randperm(len(self.train_set), generator=generator_for(self.config.seed, ORDER, self.epoch))
+        order = torch.randperm(
+            len(self.train_set), generator=generator_for(self.config.seed, ORDER, self.epoch)
+        )
         size = self.config.batch_size
         for i in range(self.step % self.steps_per_epoch, self.steps_per_epoch):
             yield order[i * size : (i + 1) * size].to(self.fabric.device)
@@ -93,12 +99,19 @@ class Run:
         images = self.images[index].float() / 255
         theta = self.chain.sample(len(index), generator=generator_for(self.config.seed, THETA, self.step))
         theta = theta.to(self.fabric.device, non_blocking=True)
-        both = torch.cat([images, self.chain.apply(images, theta)]).contiguous(memory_format=torch.channels_last)
+        both = torch.cat([images, self.chain.apply(images, theta)]).contiguous(
+            memory_format=torch.channels_last
+        )
         terms = self.objective(self.learner(both, theta), self.labels[index])
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["loss"])
         if self.config.optimizer.clip_norm:
-            self.fabric.clip_gradients(self.learner, self.optimizer, max_norm=self.config.optimizer.clip_norm, error_if_nonfinite=False)
+            self.fabric.clip_gradients(
+                self.learner,
+                self.optimizer,
+                max_norm=self.config.optimizer.clip_norm,
+                error_if_nonfinite=False,
+            )
         self.optimizer.step()
         self.scheduler.step()
         if self.ema is not None:
@@ -139,7 +152,9 @@ class Run:
         learner = copy.deepcopy(self.averaged).cpu().eval()
         steering = learner.steering or steering_for(self.chain, learner.encoder.dim, "identity")
         head = learner.readout if isinstance(learner.readout, nn.Linear) else None
-        return SteerableEncoder(learner.encoder, self.chain, steering, head=head, classes=self.train_set.classes if head else ())
+        return SteerableEncoder(
+            learner.encoder, self.chain, steering, head=head, classes=self.train_set.classes if head else ()
+        )
 
 
 def train(
@@ -151,9 +166,9 @@ def train(
 ) -> TrainResult:
     """Train a steerable encoder, or with ``steering="none"`` the invariant control at equal compute.
 
-    out: run directory; gets config.yaml, metrics.jsonl, checkpoints, the bundle and losses.png. None keeps nothing on disk.
+    out: run directory; gets config.yaml, metrics.jsonl, checkpoints, the bundle and losses.png. None keeps nothing.
     resume: go on from the last checkpoint in ``out``; on the CPU the result equals that of an unbroken run bit for bit.
-    listener: called with a dictionary after each step ("loss", "step", "images_per_second", ...) and each epoch ("epoch").
+    listener: called with a dictionary after each step ("loss", "step", "images_per_second", ...) and each epoch.
 
     Raises:
         ConfigError: contradictory settings, or ``out`` holds another run.
@@ -165,8 +180,11 @@ def train(
 
     config.check()
     train_set, test_set = load_splits(config)
+    run = Run(
+        config, train_set, test_set, None
+    )  # before the directory, which a wrong setting must not leave behind
     directory = open_directory(out, config, resume=resume, skipped=train_set.skipped + test_set.skipped)
-    run = Run(config, train_set, test_set, directory)
+    run.directory = directory
     if directory is not None and resume and (found := load_checkpoint(directory / "checkpoints")):
         run.restore(found[0])
         log.info("resumed from %s at step %d", found[1], run.step)
@@ -212,7 +230,11 @@ def _check_finite(run: Run, terms: dict[str, float]) -> None:
     if all(math.isfinite(value) for value in terms.values()):
         return
     checkpoint = run.directory / "checkpoints" / "last.pt" if run.directory else None
-    last = f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "there is no checkpoint yet"
+    last = (
+        f"the last good checkpoint is {checkpoint}"
+        if checkpoint and checkpoint.exists()
+        else "there is no checkpoint yet"
+    )
     listed = ", ".join(f"{name}={value:.4g}" for name, value in terms.items())
     raise FitError(
         f"the loss is not finite at step {run.step} ({listed}); expected finite terms, and {last}: "
@@ -248,7 +270,9 @@ def _schedule(total: int, warmup: float) -> Callable[[int], float]:
 
 def _optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.Optimizer:
     steering = list(learner.steering.parameters()) if learner.steering is not None else []
-    others = [p for name, p in learner.named_parameters() if not name.startswith("steering.") and p.requires_grad]
+    others = [
+        p for name, p in learner.named_parameters() if not name.startswith("steering.") and p.requires_grad
+    ]
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay, "lr": config.lr},
         # decay would pull norms' gains to zero, and the map to the identity, which is a choice of its own

@@ -62,7 +62,9 @@ def _readout(dim: int, config: TrainConfig, n_classes: int) -> nn.Module:
     if config.base == "none":
         return nn.Identity()
     width = config.projector
-    return nn.Sequential(nn.Linear(dim, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, width))
+    return nn.Sequential(
+        nn.Linear(dim, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, width)
+    )
 
 
 class Objective:
@@ -88,7 +90,9 @@ class Objective:
             if "relative" in weights:
                 terms["relative"] = losses.relative(views.source, views.target, steered)
             if "contrastive" in weights:
-                terms["contrastive"] = losses.contrastive(views.target, views.orbits, temperature=config.temperature)
+                terms["contrastive"] = losses.contrastive(
+                    views.target, views.orbits, temperature=config.temperature
+                )
         if config.uniformity_weight:
             # over both views, so that the spread is that of the images the encoder meets
             terms["uniformity"] = losses.uniformity(torch.cat([views.source, views.target]))

@@ -1,8 +1,12 @@
 """From settings to parts: data, modules, precision."""
 
+import dataclasses
+import logging
+
 import torch
 
-from steerable.data import ImageSet, load_images, localized
+from steerable.data import ImageSet, load_images, localized, splits
+from steerable.data.sources import parse_source
 from steerable.encoders import load_encoder
 from steerable.errors import DataError
 from steerable.model import steering_for
@@ -10,17 +14,31 @@ from steerable.training.config import TrainConfig
 from steerable.training.objective import Learner
 from steerable.transforms import Chain
 
+log = logging.getLogger("steerable")
+
+HELD_OUT = ("test", "testing", "validation", "valid", "val", "dev")
+
 
 def load_splits(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
-    """Training and test images.
+    """Training and test images; one image in five is held out where the source has no second split.
+
+    A split that follows the source's name is the one to train on.
 
     Raises:
         DataError: none found, fewer than one batch, or no labels where the base loss needs them.
     """
     data = config.data
     source, root = localized(data.source, data.root)
-    train_set = load_images(source, split="train", size=data.size, limit=data.train_limit, root=root)
-    test_set = load_images(source, split="test", size=data.size, limit=data.test_limit, root=root)
+    name, chosen = parse_source(source)
+    names = splits(name, root=root)
+    train_set = load_images(name, split=chosen, size=data.size, limit=data.train_limit, root=root)
+    trained_on = (chosen or ("train" if "train" in names else names[0])).partition("[")[0]
+    held_out = next((split for split in HELD_OUT if split in names and split != trained_on), None)
+    if held_out:
+        test_set = load_images(name, split=held_out, size=data.size, limit=data.test_limit, root=root)
+    else:
+        train_set, test_set = _hold_out(train_set, data.test_limit)
+        log.info("%s has no test split: %d images are held out of training", source, len(test_set))
     if len(train_set) < config.batch_size:
         raise DataError(
             f"{source} has {len(train_set)} training images; expected at least one batch of {config.batch_size}: "
@@ -32,6 +50,14 @@ def load_splits(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
             "use class folders, or --base simclr"
         )
     return train_set, test_set
+
+
+def _hold_out(images: ImageSet, limit: int | None) -> tuple[ImageSet, ImageSet]:
+    """Four fifths and one fifth, by a fixed seed: runs that are compared must share their test images."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    fifth = len(images) // 5
+    test = images.subset(order[:fifth][:limit])
+    return dataclasses.replace(images.subset(order[fifth:].sort().values), skipped=images.skipped), test
 
 
 def build_learner(config: TrainConfig, chain: Chain, n_classes: int) -> Learner:
@@ -48,10 +74,13 @@ def build_learner(config: TrainConfig, chain: Chain, n_classes: int) -> Learner:
 
 
 def precision_for(precision: str) -> str:
-    """Fabric's name of the precision; auto is bf16-mixed only where bfloat16 products are native, elsewhere they are slower."""
+    """Fabric's name of the precision; auto is bf16-mixed where bfloat16 is native: elsewhere it is slower."""
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    native = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )
     return "bf16-mixed" if native else "32-true"

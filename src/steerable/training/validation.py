@@ -30,14 +30,18 @@ def validate(learner: Learner, chain: Chain, train_set: ImageSet, test_set: Imag
     queries = min(QUERIES, len(e))
     theta = chain.sample(queries, generator=torch.Generator().manual_seed(SEED)).to(device)
     images = test_set.float_images(range(queries)).to(device)
-    target = torch.cat([learner.encoder(chain.apply(i, t)) for i, t in zip(images.split(256), theta.split(256), strict=True)])
+    target = torch.cat(
+        [learner.encoder(chain.apply(i, t)) for i, t in zip(images.split(256), theta.split(256), strict=True)]
+    )
     source = e[:queries]
     figures = {"invariance_level": metrics.invariance_level(source, target)}
     if learner.steering is not None:
         figures["relative_error"] = metrics.relative_error(source, target, learner.steering(source, theta))
     if test_set.labeled:
         labels = test_set.labels.to(device)
-        figures["knn_accuracy"] = metrics.knn_accuracy(gallery, train_set.labels[: len(gallery)].to(device), e, labels)
+        figures["knn_accuracy"] = metrics.knn_accuracy(
+            gallery, train_set.labels[: len(gallery)].to(device), e, labels
+        )
         if isinstance(learner.readout, nn.Linear):
             figures["test_accuracy"] = (learner.readout(e).argmax(1) == labels).double().mean().item()
     learner.train(training)
@@ -46,19 +50,27 @@ def validate(learner: Learner, chain: Chain, train_set: ImageSet, test_set: Imag
 
 def _encode(learner: Learner, images: ImageSet, device: torch.device) -> Tensor:
     batches = images.batches(500, device=device)
-    return torch.cat([learner.encoder(batch.contiguous(memory_format=torch.channels_last)) for batch in batches])
+    return torch.cat(
+        [learner.encoder(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
+    )
 
 
-def refit(model: SteerableEncoder, images: ImageSet, config: TrainConfig, *, pairs: int = 10_000) -> SteerableEncoder:
-    """The same encoder with its map fitted once more, in closed form, on training images: gradients leave it short of the optimum."""
+def refit(
+    model: SteerableEncoder, images: ImageSet, config: TrainConfig, *, pairs: int = 10_000
+) -> SteerableEncoder:
+    """The same encoder, its map fitted once more in closed form: gradients leave it short of the optimum."""
     n = min(pairs, len(images))
     subset = images.subset(range(n))
     theta = model.chain.sample(n, generator=torch.Generator().manual_seed(SEED + 1))
     source = model.encode(subset.float_images(range(n)))
-    changed = [model.chain.apply(batch, t) for batch, t in zip(subset.batches(512), theta.split(512), strict=True)]
+    changed = [
+        model.chain.apply(batch, t) for batch, t in zip(subset.batches(512), theta.split(512), strict=True)
+    ]
     target = model.encode(torch.cat(changed))
     # not strict: ReLU networks have dead coordinates, and those need no motion
-    fitted = fit_embeddings(source, theta, target, map=config.steering, features=model.steering.features, strict=False)
+    fitted = fit_embeddings(
+        source, theta, target, map=config.steering, features=model.steering.features, strict=False
+    )
     steering = copy.deepcopy(model.steering)
     steering.load_state_dict(fitted.state_dict())
     return SteerableEncoder(model.encoder, model.chain, steering, head=model.head, classes=model.classes)
