@@ -19,7 +19,7 @@ FLOORS = (
     {"transforms", "maps"},
     {"losses", "fitting", "tta", "ood", "retrieval", "encoders", "testing"},
     {"data", "model"},
-    {"training", "auditing", "evaluate", "embedding", "export", "progress"},
+    {"training", "auditing", "posthoc", "evaluate", "embedding", "export", "progress"},
     {"app", "demo"},
     {"cli"},
 )

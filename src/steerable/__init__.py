@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from steerable.errors import ThetaError as ThetaError
     from steerable.fitting import fit_embeddings as fit_embeddings
     from steerable.model import SteerableEncoder as SteerableEncoder
+    from steerable.posthoc import fit as fit
     from steerable.training import TrainConfig as TrainConfig
     from steerable.training import train as train
 
@@ -52,6 +53,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "steerable.fitting": ("fit_embeddings",),
     "steerable.model": ("SteerableEncoder",),
+    "steerable.posthoc": ("fit",),
     "steerable.training": ("TrainConfig", "train"),
 }
 _MODULES = ("data", "losses", "maps", "metrics", "testing", "transforms")
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "audit",
     "data",
+    "fit",
     "fit_embeddings",
     "load_encoder",
     "load_images",

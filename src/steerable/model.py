@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,23 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
             ShapeError, ThetaError: shapes, types, or values that are not finite.
         """
         return self.steering.orbit(*self._place(e, thetas))
+
+    def pairs(
+        self, images: Iterable[Tensor], *, views: int = 1, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Batches (source (n, d), theta (n, p), target (n, d), image ids (n,)): what `fit_embeddings` reads.
+
+        images: batches (b, 3, h, w) as `encode` takes them; each image is encoded once plain and ``views`` times
+        transformed by thetas of its own, one batch of pairs each.
+        """
+        seen = 0
+        for batch in images:
+            source = self.encode(batch)
+            ids = torch.arange(seen, seen + len(batch))
+            seen += len(batch)
+            for _ in range(views):
+                theta = self.chain.sample(len(batch), generator=generator)
+                yield source, theta, self.encode(self.chain.apply(batch, theta)), ids
 
     def outside(self, theta: Tensor) -> tuple[str, ...]:
         """Names of the coordinates in which some row of theta (..., p) leaves the chain's range.

@@ -19,7 +19,7 @@ from steerable.cli.session import session
 from steerable.cli.suggestions import nearest
 from steerable.errors import ConfigError, SteerableError
 
-COMMANDS = ("demo", "train", "audit")
+COMMANDS = ("demo", "train", "fit", "audit")
 GENERAL = {"-v": "--verbose", "--verbose": "--verbose", "--debug": "--debug"}
 
 

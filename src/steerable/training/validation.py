@@ -59,18 +59,10 @@ def refit(
     model: SteerableEncoder, images: ImageSet, config: TrainConfig, *, pairs: int = 10_000
 ) -> SteerableEncoder:
     """The same encoder, its map fitted once more in closed form: gradients leave it short of the optimum."""
-    n = min(pairs, len(images))
-    subset = images.subset(range(n))
-    theta = model.chain.sample(n, generator=torch.Generator().manual_seed(SEED + 1))
-    source = model.encode(subset.float_images(range(n)))
-    changed = [
-        model.chain.apply(batch, t) for batch, t in zip(subset.batches(512), theta.split(512), strict=True)
-    ]
-    target = model.encode(torch.cat(changed))
+    few = images.subset(range(min(pairs, len(images))))
+    stream = model.pairs(few.batches(500), generator=torch.Generator().manual_seed(SEED + 1))
     # not strict: ReLU networks have dead coordinates, and those need no motion
-    fitted = fit_embeddings(
-        source, theta, target, map=config.steering, features=model.steering.features, strict=False
-    )
+    fitted = fit_embeddings(stream, map=config.steering, features=model.steering.features, strict=False)
     steering = copy.deepcopy(model.steering)
     steering.load_state_dict(fitted.state_dict())
     return SteerableEncoder(model.encoder, model.chain, steering, head=model.head, classes=model.classes)
