@@ -30,6 +30,7 @@ MODULES = (
     "steerable.encoders",
     "steerable.model",
     "steerable.data",
+    "steerable.posthoc",
     "steerable.training",
     "steerable.auditing",
     "steerable.losses",

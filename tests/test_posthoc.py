@@ -70,7 +70,7 @@ def test_progress_counts_every_pass(images):
 def test_bad_input_is_refused(images):
     with pytest.raises(ConfigError, match="views is 0"):
         steerable.fit(encoder(), images, views=0)
-    with pytest.raises(ShapeError, match="NaN|finite"):
+    with pytest.raises(ShapeError, match=r"NaN|finite"):
         steerable.fit(encoder(), images[:10] * float("nan"))
     with pytest.raises(ConfigError, match="basis"):
         steerable.fit(encoder(), images, map="bases")

@@ -55,8 +55,12 @@ class Encoder(nn.Module):
         self.image_size = image_size
         self.interpolation = "bicubic" if interpolation == "bicubic" else "bilinear"
         self.spec = dict(spec) if spec else None
-        self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(tuple(std), dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(tuple(std), dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+        )
         self.dim = self._dry_forward()
 
     @property

@@ -47,10 +47,14 @@ def fit(
         FitError: too few images to fit to.
     """
     if views < 1:
-        raise ConfigError(f"views is {views}; expected at least 1 transformed version of each image: raise it")
+        raise ConfigError(
+            f"views is {views}; expected at least 1 transformed version of each image: raise it"
+        )
     plain = SteerableEncoder(encoder, chain)
     fresh = steering_for(plain.chain, plain.dim, map, features)
-    batches = images.batches(BATCH, device=plain.device) if isinstance(images, ImageSet) else images.split(BATCH)
+    batches = (
+        images.batches(BATCH, device=plain.device) if isinstance(images, ImageSet) else images.split(BATCH)
+    )
     pairs = plain.pairs(batches, views=views, generator=torch.Generator().manual_seed(seed))
     told = _told(pairs, views, len(images), progress)
     # not strict: networks with ReLU have dead coordinates, and those need no motion

@@ -1,8 +1,10 @@
 """Tables of an audit: the same columns for the terminal and the page."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from steerable.auditing.measure import Figures
@@ -82,23 +84,41 @@ def param_lines(report: AuditReport, model: ModelInfo) -> list[Line]:
 
 
 def terminal_table(report: AuditReport) -> Table:
-    """Joint lines, then lines per parameter, model by model."""
-    chance = report.chance
+    """Model by model: all parameters together under every map, then each alone. Fits 80 columns."""
+    columns = (*COLUMNS, DECODING)
     table = Table(
         title=f"Steerability on {report.source}, {report.counts['measured']} images",
-        caption=f"{report.views} views per image; chance: MRR {number(chance['mrr'])}, "
-        f"Hit@1 {number(chance['hit_at_1'])}. Parameters alone have the others at zero.",
+        caption=_caption(report),
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
     )
-    columns = (*COLUMNS, DECODING)
-    table.add_column("model")
-    table.add_column("what")
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right")
     joint = joint_lines(report)
     for model in report.models:
         table.add_section()
-        for line in [line for line in joint if line.model == model] + param_lines(report, model):
-            values = [number(line.figures.get(column.figure)) for column in columns]
-            table.add_row(model.name, line.heading, *values)
+        table.add_row(f"[bold]{escape(model.name)}[/]")
+        for line in (line for line in joint if line.model == model):
+            table.add_row(f" {line.heading}", *_cells(line, columns))
+        lines = param_lines(report, model)
+        for param, line in zip(report.params, lines, strict=True):
+            table.add_row(f" {label(param.name)} alone", *_cells(line, columns))
     return table
+
+
+def _cells(line: Line, columns: Sequence[Column]) -> list[str]:
+    return [number(line.figures.get(column.figure)) for column in columns]
+
+
+def _caption(report: AuditReport) -> str:
+    """What the figures depend on: pool, chance, and the range of every parameter."""
+    chance = report.chance
+    ranges = "; ".join(f"{label(param.name)} {range_words(param)}" for param in report.params)
+    return (
+        f"{report.views} views per image; by chance MRR is {number(chance['mrr'])} and Hit@1 "
+        f"{number(chance['hit_at_1'])}. Ranges: {ranges}."
+    )

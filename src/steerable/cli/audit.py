@@ -73,7 +73,7 @@ def audit(
         print(jsonlib.dumps(report.to_dict(), allow_nan=False))
     else:
         # a file or a pipe has no width that a table would have to fit
-        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(report.table())
+        Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(report.table())
     if out is not None:
         _write(report, image_set, out, announce=not json)
 

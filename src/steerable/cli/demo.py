@@ -18,11 +18,11 @@ def demo(
     epochs: int | None = None,
     json: bool = False,
 ) -> None:
-    """Train a steerable encoder and its control on photographs, audit both, and show what was gained.
+    """Train an encoder and its control on photographs, and compare them.
 
-    The photographs ship inside scikit-image and scikit-learn: nothing is downloaded. It takes a few minutes
-    on two cores and leaves report.html, which is worth looking at, in the output folder, beside the two
-    run directories.
+    Both are audited, and a table and a page show what was gained. The photographs ship inside scikit-image
+    and scikit-learn: nothing is downloaded. It takes a few minutes on two cores and leaves report.html,
+    which is worth looking at, in the output folder, beside the two run directories.
 
     Args:
         out: folder for the report and the runs; must not hold another run

@@ -154,7 +154,7 @@ def _add_fields(parser: Parser, config: Any, groups: Mapping[str, str], prefix: 
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         title = title_of.get(item.name) or prefix.rstrip(".") or "settings"
         help = about.get(item.name, "") + shown_default(default)
-        metavar = metavar_for(item.name, hint)
+        metavar = "PATH" if f"--{prefix}{item.name}" in ALIASES.values() else metavar_for(item.name, hint)
         parser.put(
             title, f"--{prefix}{item.name}", hint=hint, type=hint, default=default, help=help, metavar=metavar
         )

@@ -44,7 +44,7 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path] | None:
         try:
             return torch.load(path, map_location="cpu", weights_only=True), path
         except Exception as error:  # torch raises many kinds for a damaged file
-            reasons.append(f"{path.name}: {str(error).splitlines()[0][:80]}")
+            reasons.append(f"{path.name}: {(str(error).splitlines() or [type(error).__name__])[0][:80]}")
     if found:
         raise BundleError(
             f"no checkpoint in {directory} can be read ({'; '.join(reasons)}); expected a whole one: "
