@@ -122,7 +122,7 @@ def test_a_strong_ridge_tends_to_the_shift_map():
 def test_the_chosen_ridge_is_the_best_of_the_grid_on_fresh_pairs(caplog: pytest.LogCaptureFixture):
     truth = planted()
     few, fresh = pairs(truth, n=60, noise=4.0), pairs(truth, seed=2)
-    with caplog.at_level(logging.INFO, "steerable"):
+    with caplog.at_level(logging.DEBUG, "steerable"):
         chosen = relative_error(fit_embeddings(*few), *fresh)
     assert "ridge" in caplog.text
     grid = [relative_error(fit_embeddings(*few, ridge=strength), *fresh) for strength in (1e-1, 1e-3, 1e-8)]
@@ -147,7 +147,7 @@ def test_groups_choose_another_ridge_than_rows(caplog: pytest.LogCaptureFixture)
     source = torch.randn(16, D, generator=generator)[image]
     theta = torch.randn(640, 1, generator=generator)
     target = source + theta * torch.randn(16, D, generator=generator)[image]
-    with caplog.at_level(logging.INFO, "steerable"):
+    with caplog.at_level(logging.DEBUG, "steerable"):
         fit_embeddings(source, theta, target)
         fit_embeddings(source, theta, target, groups=image)
     rows, groups = (float(found) for found in re.findall(r"ridge (\S+):", caplog.text))

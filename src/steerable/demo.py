@@ -90,18 +90,19 @@ def run_demo(
     """Train the control and the steerable encoder, audit both on the test images, and write everything to ``out``.
 
     config: the steerable recipe; the control is the same without steering and at the same number of encoder passes.
-    out: gets control/ and steerable/ (run directories), report.html, report.json and table.json.
+    out: gets control/ and steerable/ (run directories), report.html, report.json and table.json. A run that is in
+        there already is gone on with, or where it has finished only audited again.
     progress: gives a listener for "control", "steerable" (training) and "audit".
 
     Raises:
-        ConfigError: ``out`` holds another run. Further those of `steerable.train` and `steerable.audit`.
+        ConfigError: ``out`` holds a run with other settings. Further those of `steerable.train` and `steerable.audit`.
     """
     began = time.perf_counter()
     out = Path(out)
     listener = progress or (lambda name: None)
     configs = {CONTROL: dataclasses.replace(config, steering="none"), STEERABLE: config}
     models = {
-        name: train(settings, out=out / name, listener=listener(name)).model.eval()
+        name: train(settings, out=out / name, resume=True, listener=listener(name)).model.eval()
         for name, settings in configs.items()
     }
     data = config.data

@@ -25,7 +25,7 @@ def demo(
     which is worth looking at, in the output folder, beside the two run directories.
 
     Args:
-        out: folder for the report and the runs; must not hold another run
+        out: folder for the report and the runs; what has been trained there already is not trained again
         seed: of the weights, the order of the images and the thetas
         epochs: epochs of both models [those of recipes/demo.yaml]
         json: print the table as JSON

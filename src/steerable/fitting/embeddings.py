@@ -147,7 +147,7 @@ def _choose_strength(equations: NormalEquations, rank: int | None) -> float:
         if len(last) == 3 and last[0] < last[1] < last[2]:
             break
     best = min(errors, key=lambda strength: errors[strength])
-    _LOG.info("ridge %g: relative error %.4f on %d held-out pairs", best, errors[best], equations.held.rows)
+    _LOG.debug("ridge %g: relative error %.4f on %d held-out pairs", best, errors[best], equations.held.rows)
     return best
 
 

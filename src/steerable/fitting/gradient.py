@@ -55,7 +55,7 @@ def fit_by_gradient(steering: SteeringMap, batches: Iterable[PairBatch], *, stri
         raise FitError(
             "the fit left the finite numbers; expected embeddings of ordinary size: scale them, or take basis"
         )
-    _LOG.info("%s: relative error %.4f on the fitted pairs", steering.name, loss)
+    _LOG.debug("%s: relative error %.4f on the fitted pairs", steering.name, loss)
 
 
 def _relative_error(
