@@ -44,7 +44,9 @@ def contrastive(
     thetas of other items. The negatives are views of the same image, so only the transform tells them apart, and
     they cost no encoder pass. Cosine similarity over ``temperature``.
     """
-    similarity = torch.einsum("bd,bvd->bv", F.normalize(target, dim=-1), F.normalize(orbits, dim=-1))
+    # dividing the products by the norms, not each orbit by its own, keeps a copy of all orbits out of the graph
+    products = torch.einsum("bd,bvd->bv", F.normalize(target, dim=-1), orbits)
+    similarity = products / orbits.norm(dim=-1).clamp_min(EPS)
     return -(similarity / temperature).log_softmax(-1)[:, 0].mean()
 
 

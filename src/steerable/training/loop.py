@@ -58,7 +58,7 @@ class Run:
         torch.manual_seed(generator_for(config.seed, WEIGHTS).initial_seed())
         learner = build_learner(config, self.chain, len(train_set.classes))
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        optimizer = _optimizer(learner, config.optimizer)
+        optimizer = _optimizer(learner, config.optimizer, fused=config.precision != "16-mixed")
         self.learner, self.optimizer = self.fabric.setup(learner, optimizer)
         self.module: Learner = learner
         self.ema = (
@@ -268,7 +268,8 @@ def _schedule(total: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
-def _optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _optimizer(learner: Learner, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:
+    """fused: one kernel for all parameters; not with float16, whose scaler clips gradients in a step of its own."""
     steering = list(learner.steering.parameters()) if learner.steering is not None else []
     others = [
         p for name, p in learner.named_parameters() if not name.startswith("steering.") and p.requires_grad
@@ -282,4 +283,4 @@ def _optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.Optimiz
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, fused=fused)
