@@ -34,8 +34,8 @@ def main() -> None:
     )
     parser.add_argument("recipe")
     parser.add_argument("--data", default=None)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     if args.threads:
