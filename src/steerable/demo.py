@@ -76,7 +76,7 @@ def _cells(row: DemoRow) -> list[str]:
     ]
     steer = "-" if row.steer_seconds is None else f"{1000 * row.steer_seconds:.1f} ms"
     ratio = "-" if row.ratio is None else f"{row.ratio:,.0f} x"
-    name = row.model if row.map == "map" else f"{row.model} (with a {row.map} map)"
+    name = row.model if row.map == "map" else f"{row.model} + {row.map}"
     return [name, f"{row.probe_accuracy:.1%}", *figures, steer, f"{1000 * row.encode_seconds:,.0f} ms", ratio]
 
 

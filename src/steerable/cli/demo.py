@@ -73,7 +73,7 @@ def _table(result: "DemoResult") -> "Table":
         title=f"photographs; ranks among {result.report.views} views of one image", title_justify="left"
     )
     for place, heading in enumerate(header):
-        table.add_column(heading, justify="right" if place else "left")
+        table.add_column(heading, justify="right" if place else "left", no_wrap=not place)
     for line in lines:
         table.add_row(*line)
     return table
