@@ -60,8 +60,9 @@ def refit(
 ) -> SteerableEncoder:
     """The same encoder, its map fitted once more in closed form: gradients leave it short of the optimum."""
     few = images.subset(range(min(pairs, len(images))))
+    views = min(5, max(1, pairs // len(few)))  # more views of the same images add little
     generator = torch.Generator().manual_seed(SEED + 1)
-    stream = model.pairs(few.batches(500), views=max(1, pairs // len(few)), generator=generator)
+    stream = model.pairs(few.batches(500), views=views, generator=generator)
     # not strict: ReLU networks have dead coordinates, and those need no motion
     fitted = fit_embeddings(stream, map=config.steering, features=model.steering.features, strict=False)
     steering = copy.deepcopy(model.steering)
