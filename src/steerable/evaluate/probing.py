@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -64,7 +65,7 @@ def probe(
     return ProbeResult(float((predicted == y_test).mean()), float(per_class), c)
 
 
-def _fitted(x: np.ndarray, y: np.ndarray, c: float):
+def _fitted(x: Any, y: Any, c: float) -> Any:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300))
     with warnings.catch_warnings():
         # weak regularization of separable data has its optimum at infinity; the iterate is what counts
