@@ -5,7 +5,7 @@ Any timm name works, with its own resizing, mean and standard deviation; so does
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,11 +94,7 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 of the weights and the preprocessing: equal fingerprints give equal embeddings."""
-        digest = hashlib.sha256(json.dumps(self.preprocessing(), sort_keys=True).encode())
-        for key, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.preprocessing(), sorted(self.network.state_dict().items()))
 
     def preprocessing(self) -> dict[str, Any]:
         """What happens before the network, JSON-able."""
@@ -133,6 +129,15 @@ class Encoder(nn.Module):
 def _decimals(values: Tensor) -> list[float]:
     """The shortest decimals that give the same float32 again: 0.485, not 0.4850000143."""
     return [float(str(value)) for value in values.flatten().float().cpu().numpy()]
+
+
+def digest_of(settings: Mapping[str, Any], weights: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256, in hex, of JSON-able settings and of named weights in the order given: names, types, shapes, bytes."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for key, value in weights:
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_encoder(

@@ -1,7 +1,5 @@
 """SteerableEncoder: an encoder, the chain that moves its images, and the map that moves its embeddings."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerable.bundle import Parts, locate, read_bundle, rebuilding, write_bundle
-from steerable.encoders import Encoder
+from steerable.encoders import Encoder, digest_of
 from steerable.errors import LawError, ShapeError, ThetaError
 from steerable.maps import Features, SteeringMap
 from steerable.maps import build as build_map
@@ -152,14 +150,13 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
             "steering": self.steering.config(),
             "classes": self.classes,
         }
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        for name, module in (("steering", self.steering), ("head", self.head)):
-            for key, value in sorted(module.state_dict().items()) if module is not None else ():
-                digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(
-                    value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
-        return digest.hexdigest()
+        modules = [("steering", self.steering), *([("head", self.head)] if self.head is not None else [])]
+        weights = (
+            (f"{name}.{key}", value)
+            for name, module in modules
+            for key, value in sorted(module.state_dict().items())
+        )
+        return digest_of(parts, weights)
 
     def save_pretrained(  # the Hub mixin's own would delete config.json before it writes
         self,
