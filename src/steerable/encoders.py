@@ -16,7 +16,7 @@ from jaxtyping import Float
 from timm.data import resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
-from steerable.errors import ConfigError, ShapeError
+from steerable.errors import ConfigError, ShapeError, nearest
 from steerable.transforms.base import check_images
 
 PREFIX = "timm/"
@@ -264,12 +264,9 @@ def resnet_width(width: int) -> dict[str, Any]:
 
 def _create(name: str, *, pretrained: bool, checkpoint: str | None, args: dict[str, Any]) -> nn.Module:
     if ":" not in name and not timm.is_model(name.split(".")[0]):
-        import difflib
-
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ConfigError(
-            f"timm has no model {name!r}; nearest: {', '.join(near) or 'none'}: choose from "
-            "timm.list_models()"
+            f"timm has no model {name!r}; expected one of timm.list_models(): "
+            f"{nearest(name, timm.list_models()) or 'choose from that list'}"
         )
     with _timm_errors(name, pretrained):
         return timm.create_model(

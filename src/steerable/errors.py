@@ -10,8 +10,14 @@ SteerableError
 ├── BundleError     (ValueError)   a saved model that is damaged, foreign or does not fit
 └── MissingExtra    (ImportError)  an optional dependency is absent; the message is the line that installs it
 
-A message has three parts: what was wrong with its value, what was expected, the way out.
+A message has three parts: what was wrong with its value, what was expected, the way out; `nearest` and
+`one_of` word the last two for names.
 """
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+ENOUGH = 0.65  # likeness from which a name is worth suggesting
 
 
 class SteerableError(Exception):
@@ -54,3 +60,25 @@ class MissingExtra(SteerableError, ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed, and this needs it: pip install 'steerable[{extra}]'")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """ "did you mean X?", or "" where nothing is near. Dotted names are compared by their last part first."""
+    word = str(name)
+    scored = [(_alike(_leaf(word), _leaf(other)), _alike(word, other), other) for other in known]
+    best = max(scored, default=(0.0, 0.0, ""))
+    return f"did you mean {best[2]}?" if best[0] >= ENOUGH else ""
+
+
+def one_of(name: object, known: Iterable[str]) -> str:
+    """ "expected one of A, B: did you mean B?", the end of a message about a name that is not among them."""
+    names = list(known)
+    return f"expected one of {', '.join(names)}: {nearest(name, names) or 'choose one of these'}"
+
+
+def _leaf(name: str) -> str:
+    return name.lstrip("-").rsplit(".", 1)[-1].replace("-", "_")
+
+
+def _alike(first: str, second: str) -> float:
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()

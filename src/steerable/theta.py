@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerable.errors import ThetaError
+from steerable.errors import ThetaError, one_of
 
 
 class Laws(enum.Flag):
@@ -114,14 +114,10 @@ def named_theta(params: Sequence[Param], values: Mapping[str, float]) -> Tensor:
     Raises:
         ThetaError: a name that is not among the parameters (the nearest is suggested), or a value that is not finite.
     """
-    import difflib
-
     names = [param.name for param in params]
     theta = torch.zeros(len(names))
     for name, value in values.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
-            raise ThetaError(f"{name} is not a parameter of this chain ({', '.join(names)}): {hint}")
+            raise ThetaError(f"{name} is not a parameter of this chain; {one_of(name, names)}")
         theta[names.index(name)] = float(value)
     return check_theta(theta, params)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from steerable.cli.recipes import recipe_files
-from steerable.cli.suggestions import nearest
 from steerable.cli.wording import described
-from steerable.errors import ConfigError
+from steerable.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from steerable.cli.parser import Parser

@@ -16,8 +16,7 @@ from typing import Any
 from steerable import __version__
 from steerable.cli.parser import Parser
 from steerable.cli.session import session
-from steerable.cli.suggestions import nearest
-from steerable.errors import ConfigError, SteerableError
+from steerable.errors import ConfigError, SteerableError, nearest
 
 COMMANDS = ("demo", "train", "fit", "audit")
 GENERAL = {"-v": "--verbose", "--verbose": "--verbose", "--debug": "--debug"}

@@ -7,8 +7,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from steerable.cli.suggestions import nearest
-from steerable.errors import ConfigError
+from steerable.errors import ConfigError, nearest
 
 
 def recipe_files(words: Sequence[str]) -> Iterator[str]:

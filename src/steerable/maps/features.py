@@ -1,6 +1,5 @@
 """phi(theta): the functions of theta that a steering map is linear in, all exactly zero at theta = 0."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerable.errors import ConfigError, ThetaError
+from steerable.errors import ConfigError, ThetaError, one_of
 
 EXPANSIONS = ("linear", "squares", "cubes", "absolute", "pairwise", "harmonics")
 _ORDERS = (1, 2)  # harmonics: sin and cos of these multiples of the angle
@@ -17,10 +16,7 @@ _ORDERS = (1, 2)  # harmonics: sin and cos of these multiples of the angle
 
 def unknown_name(what: str, name: str, options: Iterable[str]) -> ConfigError:
     """The error for a name that is not among the options; it suggests the nearest one."""
-    known = list(options)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "choose one of these"
-    return ConfigError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}: {hint}")
+    return ConfigError(f"{what} {name!r} is unknown; {one_of(name, options)}")
 
 
 class Features(nn.Module):

@@ -1,6 +1,5 @@
 """Chains: the matrices of the members are multiplied, the pixels are touched once."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerable.errors import ConfigError, LawError
+from steerable.errors import ConfigError, LawError, one_of
 from steerable.theta import Laws, Param
 from steerable.transforms.base import Transform
 from steerable.transforms.pixels import Plan
@@ -57,7 +56,7 @@ class Chain(Transform):
             ConfigError: another name.
         """
         if name not in PRESETS:
-            raise ConfigError(f"preset is {name!r}; {_nearest(name, PRESETS)}")
+            raise ConfigError(f"preset is {name!r}; {one_of(name, PRESETS)}")
         return build(PRESETS[name])
 
     @property
@@ -147,15 +146,9 @@ def _build_one(config: Mapping[str, Any]) -> Transform:
     arguments = {key: value for key, value in config.items() if key != "name"}
     name = config["name"]
     if name not in TRANSFORMS:
-        raise ConfigError(f"transform is {name!r}; {_nearest(name, TRANSFORMS)}")
+        raise ConfigError(f"transform is {name!r}; {one_of(name, TRANSFORMS)}")
     known = inspect.signature(TRANSFORMS[name]).parameters
     for key in arguments:
         if key not in known:
-            raise ConfigError(f"{name} has no argument {key!r}; {_nearest(key, known)}")
+            raise ConfigError(f"{name} has no argument {key!r}; {one_of(key, known)}")
     return TRANSFORMS[name](**arguments)
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"expected one of {', '.join(names)}: " + (f"did you mean {near[0]}?" if near else "choose one")
