@@ -170,7 +170,23 @@ def test_public_names_are_in_the_reference():
 
 
 @pytest.mark.parametrize(
-    "name", ["transforms", "maps", "data", "training", "auditing", "fitting", "testing", "bundle"]
+    "name",
+    [
+        "transforms",
+        "maps",
+        "data",
+        "training",
+        "auditing",
+        "fitting",
+        "testing",
+        "bundle",
+        "encoders",
+        "tta",
+        "ood",
+        "retrieval",
+        "evaluate",
+        "posthoc",
+    ],
 )
 def test_all_of_subpackages_exist(name: str):
     module = __import__(f"steerable.{name}", fromlist=["x"])

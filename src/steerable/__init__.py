@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from steerable import losses as losses
     from steerable import maps as maps
     from steerable import metrics as metrics
+    from steerable import ood as ood
     from steerable import testing as testing
     from steerable import transforms as transforms
+    from steerable import tta as tta
     from steerable.auditing import AuditReport as AuditReport
     from steerable.auditing import audit as audit
     from steerable.data import load_images as load_images
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from steerable.fitting import fit_embeddings as fit_embeddings
     from steerable.model import SteerableEncoder as SteerableEncoder
     from steerable.posthoc import fit as fit
+    from steerable.retrieval import Index as Index
     from steerable.training import TrainConfig as TrainConfig
     from steerable.training import train as train
 
@@ -54,9 +57,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "steerable.fitting": ("fit_embeddings",),
     "steerable.model": ("SteerableEncoder",),
     "steerable.posthoc": ("fit",),
+    "steerable.retrieval": ("Index",),
     "steerable.training": ("TrainConfig", "train"),
 }
-_MODULES = ("data", "losses", "maps", "metrics", "testing", "transforms")
+_MODULES = ("data", "losses", "maps", "metrics", "ood", "testing", "transforms", "tta")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -66,6 +70,7 @@ __all__ = [
     "DataError",
     "Encoder",
     "FitError",
+    "Index",
     "LawError",
     "MissingExtra",
     "ShapeError",
@@ -83,9 +88,11 @@ __all__ = [
     "losses",
     "maps",
     "metrics",
+    "ood",
     "testing",
     "train",
     "transforms",
+    "tta",
 ]
 
 

@@ -4,6 +4,8 @@ Conventions are those of docs/protocols.md. Sums run over all items, so a ratio 
 of ratios.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -89,3 +91,34 @@ def knn_accuracy(
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> float:
     return (numerator / denominator).item()  # 0/0 is nan and x/0 inf: an undefined ratio must look undefined
+
+
+def ood_figures(known: Float[Tensor, " n"], foreign: Float[Tensor, " m"]) -> dict[str, float]:
+    """How well scores (higher is further out) part in-distribution items from foreign ones; all in [0, 1].
+
+    auroc: chance that a foreign item scores higher, ties half; 0.5 is guessing. aupr_out, aupr_in: average
+    precision with foreign items, or in-distribution items, as positives; these two depend on n and m.
+    fpr95_ood_positive: share of in-distribution items at or above the score that 95 % of the foreign items
+    reach. fpr95_id_positive: share of foreign items at or below the score that 95 % of the
+    in-distribution items stay within.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    scores = torch.cat([known, foreign]).double().cpu()
+    is_foreign = torch.cat([torch.zeros(len(known)), torch.ones(len(foreign))])
+    return {
+        "auroc": float(roc_auc_score(is_foreign, scores)),
+        "aupr_in": float(average_precision_score(1 - is_foreign, -scores)),
+        "aupr_out": float(average_precision_score(is_foreign, scores)),
+        "fpr95_ood_positive": _false_positives(foreign, known),
+        "fpr95_id_positive": _false_positives(-known, -foreign),
+    }
+
+
+def _false_positives(
+    positive: Float[Tensor, " n"], negative: Float[Tensor, " m"], *, keep: float = 0.95
+) -> float:
+    """Share of negatives at or above the score that the share ``keep`` of the positives reaches."""
+    place = math.ceil(keep * len(positive) - 1e-9) - 1
+    limit = positive.sort(descending=True).values[place]
+    return (negative >= limit).double().mean().item()

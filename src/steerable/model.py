@@ -29,6 +29,8 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
         steering: the map; None is the identity, for embedding only or for `fit`. See `steering_for`.
         head: a linear classifier on embeddings that is saved along.
         classes: names of the head's outputs.
+        record: how the model was made (seconds, passes, figures ...), JSON-able; saved along, and no part of
+            the fingerprint.
 
     Raises:
         ShapeError: the widths of encoder, map and head differ, or classes do not match the head.
@@ -44,6 +46,7 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
         *,
         head: nn.Linear | None = None,
         classes: Sequence[str] = (),
+        record: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
@@ -51,6 +54,7 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
         self.steering = steering_for(self.chain, self.dim, "identity") if steering is None else steering
         self.head = head
         self.classes = tuple(classes)
+        self.record = dict(record or {})
         _check_parts(self)
 
     @property
@@ -177,7 +181,7 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
             BundleError: the folder holds something else, or the encoder cannot be stored as asked.
         """
         folder = Path(save_directory)
-        parts = Parts(self.encoder, self.chain, self.steering, self.head, self.classes)
+        parts = Parts(self.encoder, self.chain, self.steering, self.head, self.classes, self.record)
         write_bundle(folder, parts, store_encoder=store_encoder)
         return self.push_to_hub(repo_id or folder.resolve().name, **hub) if push_to_hub else None
 
@@ -203,7 +207,14 @@ class SteerableEncoder(nn.Module, ModelHubMixin, library_name="steerable", tags=
         folder = locate(source, **hub)
         parts = read_bundle(folder, encoder=encoder)
         with rebuilding(folder, "model"):
-            model = cls(parts.encoder, parts.chain, parts.steering, head=parts.head, classes=parts.classes)
+            model = cls(
+                parts.encoder,
+                parts.chain,
+                parts.steering,
+                head=parts.head,
+                classes=parts.classes,
+                record=parts.record,
+            )
         return model.to(device).eval()
 
     def _place(self, e: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,11 +245,15 @@ def steering_for(
         ConfigError: unknown map, features or argument.
     """
     chain = _as_chain(chain)
+    settings = {"features": features_for(chain, features).config(), "laws": chain.param_laws, **kwargs}
+    return build_map({"name": map, "dim": dim, "n_params": len(chain.params), **settings})
+
+
+def features_for(chain: Chain, expansion: str) -> Features:
+    """phi for a chain: scales and periods are the chain's, as `steering_for` says."""
     scales = [param.scale for param in chain.params]
     periods = [None if param.is_switch else param.period for param in chain.params]
-    expansion = Features(features, len(chain.params), scales=scales, periods=periods)
-    settings = {"features": expansion.config(), "laws": chain.param_laws, **kwargs}
-    return build_map({"name": map, "dim": dim, "n_params": len(chain.params), **settings})
+    return Features(expansion, len(chain.params), scales=scales, periods=periods)
 
 
 def _as_chain(chain: Chain | Transform | str | Mapping[str, Any]) -> Chain:

@@ -14,6 +14,7 @@ FIGURES = {  # figures of an epoch: name in the row, name in the line, format
     "knn_accuracy": ("kNN", "{:.1%}"),
     "test_accuracy": ("test", "{:.1%}"),
     "relative_error": ("relative error", "{:.3f}"),
+    "teacher_distance": ("from teacher", "{:.3f}"),
 }
 
 _console: list[Console] = []

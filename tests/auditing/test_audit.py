@@ -174,15 +174,6 @@ def test_a_lost_figure_is_an_error(report: AuditReport):
         report.figures(param="zoom")
 
 
-def test_a_wide_embedding_has_no_ridge_map_and_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("steerable.auditing.run.MAX_UNKNOWNS", 20)
-    report = audit(worlds.unsteered(), worlds.images(12), **SMALL)
-    assert {row.steering for row in report.rows} == {"map", "identity"}
-    assert "26 unknowns" in report.notes[0]
-    assert "cannot be steered" in report.sentences()[1]
-    report.table()
-
-
 @pytest.mark.parametrize(
     ("images", "settings", "error"),
     [

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from steerable.errors import ConfigError, ShapeError, ThetaError
+from steerable.errors import ConfigError, LawError, ShapeError, ThetaError
 from steerable.maps import (
     MAPS,
     BasisMap,
@@ -52,6 +53,55 @@ def test_families_keep_their_laws_with_periods(name: str):
 def test_families_keep_their_laws_with_other_features(name: str, expansion: str):
     features = Features(expansion, 3, scales=[90.0, 1.0, 0.3], periods=[360.0, 2.0, None])
     check_map(MAPS[name](dim=8, n_params=3, features=features))
+
+
+@pytest.mark.parametrize("dim", [6, 7])
+def test_a_basis_map_that_reads_few_directions_keeps_its_laws(dim: int):
+    check_map(BasisMap(dim, 3, features="linear+squares", inner=2))
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        MAPS["identity"](6, 2),
+        MAPS["shift"](6, 2),
+        BasisMap(6, 2, features="linear+pairwise"),
+        BasisMap(6, 2, inner=3),
+        LowRankMap(6, 2, rank=2),
+    ],
+    ids=lambda steering: str(sorted(steering.config().items())[:3]),
+)
+def test_moves_are_what_a_unit_of_each_function_adds(steering: SteeringMap):
+    steering = moved(steering).double()
+    generator = torch.Generator().manual_seed(1)
+    e, theta = (
+        torch.randn(3, 6, generator=generator).double(),
+        torch.randn(5, 2, generator=generator).double(),
+    )
+    phi = steering.features(theta)
+    expected = torch.einsum("vij,bj->bvi", steering.matrix(theta), e) + steering.offset(theta)
+    assert steering.linear_in_phi
+    torch.testing.assert_close(
+        e[:, None] + torch.einsum("vk,bkd->bvd", phi, steering.moves(e)), expected, rtol=1e-6, atol=1e-6
+    )
+    assert steering.moves(e[0]).shape == (phi.shape[1], 6)
+    assert steering.moves(e[:0]).shape == (0, phi.shape[1], 6)
+
+
+@pytest.mark.parametrize("name", ["rotation", "exponential"])
+def test_families_that_are_not_linear_in_phi_have_no_moves(name: str):
+    steering = MAPS[name](6, 2)
+    assert not steering.linear_in_phi
+    with pytest.raises(LawError, match=f"map {name} is not linear in phi"):
+        steering.moves(torch.ones(3, 6))
+
+
+def test_few_directions_are_read_once_for_all_views():
+    d, r, k, n = 256, 4, 5, 64
+    steering = moved(BasisMap(d, k, inner=r))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        steering.orbit(torch.ones(n, d), torch.ones(32, k))
+    assert counter.get_total_flops() == 2 * n * (d * r + k * r * d + 32 * k * d)
 
 
 def test_declared_laws():
@@ -223,6 +273,10 @@ def test_ranks():
         assert build(family(8, 2, rank=3).config()).config()["rank"] == 3
         with pytest.raises(ConfigError, match="rank is 9; expected 1 to 8"):
             family(8, 2, rank=9)
+    assert "inner" not in BasisMap(8, 2).config()
+    assert build(BasisMap(8, 2, inner=3).config()).config()["inner"] == 3
+    with pytest.raises(ConfigError, match="inner is 0; expected 1 to 8"):
+        BasisMap(8, 2, inner=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

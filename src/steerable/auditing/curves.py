@@ -1,12 +1,14 @@
-"""Curves of error and motion against strength: one SVG per parameter, colored by the page's style sheet."""
+"""Curves of error and motion, against strength and against depth: SVGs colored by the page's style sheet."""
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from steerable.auditing.plan import range_alone
-from steerable.auditing.report import AuditReport, ModelInfo
-from steerable.auditing.words import label, number
+from steerable.auditing.report import JOINT, AuditReport, ModelInfo
+from steerable.auditing.words import ignored, label, number
 from steerable.theta import Param
 
 # The page replaces these by variables, so that one picture serves light and dark.
@@ -50,26 +52,131 @@ def series(report: AuditReport) -> list[Series]:
     return found
 
 
+class Panels:
+    """A figure of two panels, error above and motion below; `svg` holds it once the block that drew has ended.
+
+    size: in inches. log: of the motion.
+    """
+
+    def __init__(self, name: str, size: tuple[float, float], description: str, *, log: bool = False):
+        self.name, self.size, self.description, self.log = name, size, description, log
+        self.error: Any = None
+        self.motion: Any = None
+        self.svg = ""
+
+    @contextmanager
+    def drawing(self) -> Iterator["Panels"]:
+        """Draw inside: then axes are set and the SVG is made."""
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        with rc_context(
+            {"svg.fonttype": "none", "svg.hashsalt": self.name, "font.size": 9, "text.color": INK}
+        ):
+            figure = Figure(figsize=self.size)
+            frame = {
+                "left": (0.52 if self.log else 0.46) / self.size[0],
+                "right": 0.97,
+                "bottom": 0.46 / self.size[1],
+                "top": 0.97,
+            }
+            self.error, self.motion = figure.subplots(
+                2, 1, sharex=True, height_ratios=(3, 1), gridspec_kw={**frame, "hspace": 0.13}
+            )
+            yield self
+            self._finish()
+            stream = io.StringIO()
+            plain = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(stream, format="svg", transparent=True, metadata=plain)
+        self.svg = _inline(stream.getvalue(), self.description)
+
+    def _finish(self) -> None:
+        top = max([1.15, *(v for line in self.error.lines for v in line.get_ydata() if v == v)])
+        self.error.set_ylim(0, min(top * 1.05, HIGHEST))
+        self.error.axhline(1, color=SOFT, linestyle=(0, (5, 3)), linewidth=1)
+        self.error.set_ylabel("error")
+        self.motion.set_ylabel("moved")
+        if self.log:
+            self.motion.set_yscale("log", nonpositive="mask")
+            self.motion.minorticks_off()
+            self.motion.yaxis.set_major_formatter("{x:g}")
+        else:
+            self.motion.set_ylim(bottom=0)
+            self.motion.locator_params(axis="y", nbins=2)
+        for axes in (self.error, self.motion):
+            axes.grid(axis="y", color=GRID, linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(colors=SOFT, length=0, labelsize=8)
+            axes.yaxis.label.set_color(SOFT)
+            axes.xaxis.label.set_color(INK)
+            for side, spine in axes.spines.items():
+                spine.set_visible(side == "bottom")
+                spine.set_color(GRID)
+
+
 def curve_svg(report: AuditReport, param: Param) -> str:
     """Relative error above and motion below, against the value of one coordinate."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": param.name, "font.size": 9, "text.color": INK}):
-        figure = Figure(figsize=(3.7, 2.9))
-        frame = {"left": 0.125, "right": 0.97, "bottom": 0.16, "top": 0.97, "hspace": 0.13}
-        error, motion = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1), gridspec_kw=frame)
+    low, high = range_alone(param)
+    pad = 0.05 * (high - low)
+    with Panels(param.name, (3.7, 2.9), _description(report, param)).drawing() as panels:
         for item in series(report):
-            _draw(error, motion, report, param, item)
-        _finish(error, motion, param)
-        stream = io.StringIO()
-        figure.savefig(
-            stream,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
-    return _inline(stream.getvalue(), _description(report, param))
+            _draw(panels.error, panels.motion, report, param, item)
+        unit = "share of the side" if param.unit == "side" else f"{param.unit}s"
+        panels.motion.set_xlabel(f"{label(param.name)}, {unit}")
+        panels.motion.set_xlim(low - pad, high + pad)
+        for axes in (panels.error, panels.motion):
+            axes.locator_params(axis="x", nbins=5)
+            if low < 0 < high:
+                axes.axvline(0, color=GRID, linewidth=0.8)
+    return panels.svg
+
+
+class DepthLine(NamedTuple):
+    """One line of the legend of depth: a parameter, or all together."""
+
+    param: str
+    name: str
+    place: int
+
+    @property
+    def color(self) -> str:
+        return INK if self.param == JOINT else SERIES[self.place % len(SERIES)]
+
+    @property
+    def dashed(self) -> bool:
+        """Colors come round; the second round is dashed."""
+        return self.place >= len(SERIES)
+
+
+def depth_lines(report: AuditReport) -> list[DepthLine]:
+    """All parameters together, then each alone."""
+    alone = [DepthLine(param.name, label(param.name), i) for i, param in enumerate(report.params)]
+    return [DepthLine(JOINT, "all together", 0), *alone]
+
+
+def depth_svg(report: AuditReport, model: str) -> str:
+    """Relative error above and motion below, against the depth of the layer; a line per parameter."""
+    layers = list(dict.fromkeys(row.layer for row in report.depth if row.model == model))
+    joint = [number(row.figures["relative_error"]) for row in report.layers(model)]
+    told = ", ".join(f"{layer} {error}" for layer, error in zip(layers, joint, strict=True))
+    described = f"Relative error by layer, all parameters together: {told}"
+    with Panels(model, (4.3, 3.6), described, log=True).drawing() as panels:
+        for line in depth_lines(report):
+            style = {
+                "color": line.color,
+                "linewidth": 2.8 if line.param == JOINT else 1.3,
+                "linestyle": (0, (2, 1.5)) if line.dashed else "-",
+                "marker": "o",
+                "markersize": 4 if line.param == JOINT else 2.5,
+                "zorder": 3 if line.param == JOINT else 2,
+            }
+            rows = [row.figures for row in report.layers(model, line.param)]
+            errors = [None if ignored(figures) else figures["relative_error"] for figures in rows]
+            panels.error.plot([_or_nan(error) for error in errors], **style)
+            panels.motion.plot([_or_nan(figures["invariance_level"]) for figures in rows], **style)
+        panels.motion.set_xticks(range(len(layers)), [layer.removeprefix("stage") for layer in layers])
+        panels.motion.set_xlabel("stage of the network")
+    return panels.svg
 
 
 def _draw(error: Any, motion: Any, report: AuditReport, param: Param, item: Series) -> None:
@@ -89,37 +196,6 @@ def _draw(error: Any, motion: Any, report: AuditReport, param: Param, item: Seri
         error.plot(values, errors, **style)
         if not item.dashed:
             motion.plot(values, [_or_nan(row.figures["invariance_level"]) for row in half], **style)
-
-
-def _finish(error: Any, motion: Any, param: Param) -> None:
-    low, high = range_alone(param)
-    top = max([1.15, *(v for line in error.lines for v in line.get_ydata() if v == v)])
-    error.set_ylim(0, min(top * 1.05, HIGHEST))
-    error.axhline(1, color=SOFT, linestyle=(0, (5, 3)), linewidth=1)
-    error.set_ylabel("error")
-    motion.set_ylim(bottom=0)
-    motion.set_ylabel("moved")
-    motion.set_xlabel(
-        f"{label(param.name)}, {param.unit}s"
-        if param.unit != "side"
-        else f"{label(param.name)}, share of the side"
-    )
-    motion.locator_params(axis="y", nbins=2)
-    pad = 0.05 * (high - low)
-    motion.set_xlim(low - pad, high + pad)
-    for axes in (error, motion):
-        axes.grid(axis="y", color=GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.locator_params(axis="x", nbins=5)
-        axes.tick_params(colors=SOFT, length=0, labelsize=8)
-        axes.yaxis.label.set_color(SOFT)
-        axes.xaxis.label.set_color(INK)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color(GRID)
-    if low < 0 < high:
-        for axes in (error, motion):
-            axes.axvline(0, color=GRID, linewidth=0.8)
 
 
 def _description(report: AuditReport, param: Param) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from steerable import metrics
@@ -110,6 +110,19 @@ def decoding_figures(
     ridge.fit(inputs[:n_train], wanted[:n_train].numpy())
     predicted = torch.from_numpy(ridge.predict(inputs[n_train:])).reshape(len(wanted) - n_train, -1)
     return [defined(value) for value in metrics.column_r2(wanted[n_train:], predicted)]
+
+
+def neighbor_accuracy(
+    gallery: Float[Tensor, "n d"],
+    gallery_labels: Int64[Tensor, " n"],
+    query: Float[Tensor, "b d"],
+    query_labels: Int64[Tensor, " b"],
+) -> float | None:
+    """`metrics.knn_accuracy` (k = 20, T = 0.07); None where no query's class is in the gallery."""
+    if not bool(torch.isin(query_labels, gallery_labels).any()):
+        return None
+    device = query.device
+    return metrics.knn_accuracy(gallery, gallery_labels.to(device), query, query_labels.to(device))
 
 
 def defined(value: float) -> float | None:

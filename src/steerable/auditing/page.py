@@ -52,6 +52,9 @@ def _context(report: AuditReport, images: ImageSet | Tensor | None, title: str) 
         "laws": tables.LAWS,
         "joint": tables.joint_lines(report),
         "per_model": [_model_section(report, info) for info in report.models],
+        "side_by_side": tables.ladder(report),
+        "depth": [_depth_section(report, info) for info in report.models if report.layers(info.name)],
+        "depth_legend": curves.depth_lines(report),
         "legend": curves.series(report),
         "curves": [(words.label(p.name), Markup(curves.curve_svg(report, p))) for p in curved],
         "examples": [] if images is None else _example_sections(report, images),
@@ -83,6 +86,14 @@ def _model_section(report: AuditReport, info: ModelInfo) -> dict[str, Any]:
     }
 
 
+def _depth_section(report: AuditReport, info: ModelInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "svg": Markup(curves.depth_svg(report, info.name)),
+        "cells": tables.layer_table(report, info),
+    }
+
+
 def _example_sections(report: AuditReport, images: ImageSet | Tensor) -> list[dict[str, Any]]:
     pixels = images if isinstance(images, Tensor) else images.images
     shown = [view.image for e in report.examples for view in (e.view, *e.steered, *e.true)]
@@ -95,7 +106,6 @@ def _example_sections(report: AuditReport, images: ImageSet | Tensor) -> list[di
     return [
         {"name": info.name, "rows": [gallery.row(e) for e in report.examples if e.model == info.name]}
         for info in report.models
-        if info.lead == "map"
     ]
 
 

@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 from torch import Tensor
 
 from steerable.auditing.measure import Figures, chance_figures
@@ -37,8 +37,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """Figures of one layer of a model under a ridge map of its own, on standardized columns.
+
+    layer: "stage0", ... in order of depth, "final" last. dim: its width. param: as in `Row`, over the whole range.
+    """
+
+    model: str
+    layer: str
+    dim: int
+    param: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """What was audited and what it cost: encoder passes, and seconds with the transforms included."""
+    """What was audited and what that cost: encoder passes, and seconds with the transforms included.
+
+    neighbor_accuracy: of the measured images by their 20 nearest neighbors (T = 0.07) among those that are
+    not measured; None without labels. fit_passes, fit_seconds: the price of the model, where its record tells.
+    """
 
     name: str
     encoder: str
@@ -46,6 +64,9 @@ class ModelInfo:
     map: str
     passes: int
     seconds: float
+    neighbor_accuracy: float | None = None
+    fit_passes: float | None = None
+    fit_seconds: float | None = None
 
     @property
     def lead(self) -> str:
@@ -91,7 +112,8 @@ class AuditReport:
     models: tuple[ModelInfo, ...]
     rows: tuple[Row, ...]
     examples: tuple[Example, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    depth: tuple[LayerRow, ...] = ()
 
     @property
     def chance(self) -> Figures:
@@ -125,11 +147,15 @@ class AuditReport:
         ]
         return sorted(found, key=lambda row: row.value or 0.0)
 
-    def table(self) -> Table:
-        """The joint and per-parameter rows for a terminal."""
-        from steerable.auditing.tables import terminal_table
+    def layers(self, model: str, param: str = JOINT) -> list[LayerRow]:
+        """Rows of a model's layers in order of depth; none unless the audit was asked for depth."""
+        return [row for row in self.depth if (row.model, row.param) == (model, param)]
 
-        return terminal_table(self)
+    def table(self) -> Group:
+        """For a terminal: models side by side, figures per parameter, and layers."""
+        from steerable.auditing.tables import terminal_tables
+
+        return terminal_tables(self)
 
     def sentences(self, model: str | None = None) -> tuple[str, str, str]:
         """What the model ignores, what moves predictably, and what not to trust, in plain words."""
@@ -161,6 +187,7 @@ class AuditReport:
             values["rows"] = tuple(Row(**row) for row in values["rows"])
             values["examples"] = tuple(_example(example) for example in values["examples"])
             values["notes"] = tuple(values["notes"])
+            values["depth"] = tuple(LayerRow(**row) for row in values.get("depth", ()))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise DataError(

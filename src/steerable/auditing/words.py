@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from steerable.auditing.measure import Figures
 from steerable.auditing.plan import range_alone
 from steerable.auditing.report import AuditReport, Row
 from steerable.theta import Param
@@ -74,24 +75,36 @@ def theta_words(theta: Sequence[float] | None, params: Sequence[Param]) -> str:
     return (", ".join(parts) + (f" and {more} smaller" if more else "")) or "as it is"
 
 
+def ignored(figures: Figures) -> bool:
+    """Whether the embedding hardly moves, so that an error says nothing."""
+    moved = figures["invariance_level"]
+    return moved is None or moved < IGNORED
+
+
 def verdict(report: AuditReport, model: str) -> tuple[str, str, str]:
     """Three sentences on one model: ignored, predictable, not to trust."""
     report.figures(model=model, steering="identity")  # an unknown model is an error that says so
     info = next(info for info in report.models if info.name == model)
-    ignored, predicted, rest = [], [], []
+    still, predicted, rest = [], [], []
     for param in report.params:
         figures = report.figures(param=param.name, model=model, steering="identity")
-        moved = figures["invariance_level"]
-        if moved is None or moved < IGNORED:
-            ignored.append(param)
+        if ignored(figures):
+            still.append(param)
             continue
         error = _lead_error(report, model, info.lead, param)
         (predicted if error is not None and error < PREDICTED else rest).append(param)
     reached = [f"{label(p.name)}{_up_to(report, model, info.lead, p)}" for p in predicted]
-    tool = "its own map" if info.lead == "map" else "a ridge map fitted afterwards"
+    tool = (
+        "its own map"
+        if info.lead == "map"
+        else f"a ridge map fitted to {report.counts['ridge']} other images"
+    )
+    distrusted = [label(p.name) for p in rest]
+    if len(rest) == len(report.params) > 1:
+        distrusted = [f"any of the {len(rest)} parameters"]
     return (
         _sentence(
-            [label(p.name) for p in ignored],
+            [label(p.name) for p in still],
             f"It ignores {{}}: the motion stays under {IGNORED:.0%} of the spread between images.",
             f"It ignores none of the {len(report.params)} parameters.",
         ),
@@ -101,7 +114,7 @@ def verdict(report: AuditReport, model: str) -> tuple[str, str, str]:
             f"With {tool} it cannot be steered in any single parameter: half of the motion or more is left.",
         ),
         _sentence(
-            [label(p.name) for p in rest],
+            distrusted,
             "Do not trust steering in {}: embeddings move, and half of the motion or more is not predicted.",
             "Whatever moves it is predicted.",
         ),

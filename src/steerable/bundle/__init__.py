@@ -2,7 +2,7 @@
 
 config.json          timm's own Hub config where timm built the encoder, and a section "steerable"
 model.safetensors    the encoder's weights under timm's (or the user's module's) key names
-steering.safetensors the map's weights, and the head's
+steering.safetensors the map's weights, the head's and the neck's
 README.md            the model card; not under a checksum, so that it may be edited
 
 Checksums find damage, not malice: who can write the folder can write them too. Against malice stand

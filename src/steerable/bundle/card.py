@@ -64,8 +64,12 @@ def render_card(parts: Parts, config: Mapping[str, Any]) -> str:
 
 def _facts(parts: Parts) -> str:
     classes = f" Head: {parts.head.out_features} classes." if parts.head is not None else ""
+    encoder = parts.encoder
+    layers = f" of {', '.join(encoder.layers)} ({encoder.statistics})" if len(encoder.layers) > 1 else ""
+    adapter = encoder.neck is not None and encoder.neck.adapter is not None
+    neck = f" Neck: standardizing{', with a trained adapter' * adapter}." if encoder.neck is not None else ""
     return (
-        f"Embedding: {parts.encoder.dim} numbers, float32, not normalized. Map: {parts.steering.name}, "
+        f"Embedding{layers}: {encoder.dim} numbers, float32, not normalized.{neck} Map: {parts.steering.name}, "
         f"features {parts.steering.features.expansion}.{classes}"
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ _SECTION = {
     "files": dict,
     "checksum": str,
 }
+_SECTION_LATER = {"record": dict}  # entries that bundles of before lack
 _ENCODER = {"spec": dict | None, "preprocessing": dict, "fingerprint": str, "stored": bool}
+_ENCODER_LATER = {"neck": dict | None}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -39,6 +41,7 @@ class Parts:
     steering: SteeringMap
     head: nn.Linear | None
     classes: tuple[str, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def render_config(config: Mapping[str, Any]) -> str:
@@ -61,18 +64,18 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def fits_schema(section: Mapping[str, Any]) -> bool:
-    """Whether the section "steerable" has exactly the entries that this format has, each of its type."""
+    """Whether the section "steerable" has the entries that this format has and no others, each of its type."""
     encoder, classes = section.get("encoder"), section.get("classes")
     return (
-        _has_types(section, _SECTION)
-        and _has_types(encoder, _ENCODER)
+        _has_types(section, _SECTION, _SECTION_LATER)
+        and _has_types(encoder, _ENCODER, _ENCODER_LATER)
         and all(isinstance(name, str) for name in classes or ())
     )
 
 
-def _has_types(value: Any, types: Mapping[str, Any]) -> bool:
+def _has_types(value: Any, types: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) == set(types)
-        and all(isinstance(value[key], kind) for key, kind in types.items())
+        and types.keys() <= value.keys() <= {*types, *later}
+        and all(isinstance(entry, {**types, **later}[key]) for key, entry in value.items())
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import timm
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -26,7 +27,7 @@ from steerable.bundle.layout import (
     refuse_pickles,
     render_config,
 )
-from steerable.encoders import Encoder, load_encoder, small_stem
+from steerable.encoders import Encoder, Neck, load_encoder, small_stem
 from steerable.errors import BundleError
 from steerable.maps import SteeringMap
 from steerable.maps import build as build_map
@@ -49,11 +50,15 @@ def read_bundle(folder: Path, *, encoder: nn.Module | None = None) -> Parts:
     with rebuilding(folder, "encoder"):
         rebuilt = _read_encoder(folder, config, encoder)
     _verify_encoder(folder, section["encoder"], rebuilt)
+    with rebuilding(folder, STEERING):
+        tensors = safetensors.torch.load_file(folder / STEERING)
+        if section["encoder"].get("neck") is not None:
+            rebuilt = rebuilt.with_neck(_read_neck(folder, section["encoder"]["neck"], tensors))
     with rebuilding(folder, "chain"):
         chain = build_chain(section["chain"])
     with rebuilding(folder, "map"):
-        steering, head = _read_steering(folder, section, rebuilt.dim, len(chain.params))
-    return Parts(rebuilt, chain, steering, head, tuple(section["classes"]))
+        steering, head = _read_steering(folder, section, tensors, rebuilt.dim, len(chain.params))
+    return Parts(rebuilt, chain, steering, head, tuple(section["classes"]), section.get("record", {}))
 
 
 def locate(source: str | Path, **hub: Any) -> Path:
@@ -156,9 +161,9 @@ def rebuilding(folder: Path, what: str) -> Iterator[None]:
 
 
 def _verify_encoder(folder: Path, section: Mapping[str, Any], encoder: Encoder) -> None:
-    if encoder.fingerprint() == section["fingerprint"]:
+    if encoder.raw_fingerprint() == section["fingerprint"]:
         return
-    now, then = encoder.preprocessing(), section["preprocessing"]
+    now, then = encoder.settings(), section["preprocessing"]
     differing = [
         f"{key} {now.get(key)} for {then.get(key)}"
         for key in sorted(now | then)
@@ -211,8 +216,15 @@ def _build_network(config: Mapping[str, Any], stem: str | None) -> nn.Module:
     return network if stem is None else small_stem(network, stem)
 
 
+def _read_neck(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Neck:
+    with torch.device("meta"):  # no memory is taken before the sizes are known to be those of the file
+        neck = Neck.from_config(config)
+    _load(neck, _named(tensors, "neck."), folder, "neck", assign=True)
+    return neck
+
+
 def _read_steering(
-    folder: Path, section: Mapping[str, Any], dim: int, n_params: int
+    folder: Path, section: Mapping[str, Any], tensors: Mapping[str, Tensor], dim: int, n_params: int
 ) -> tuple[SteeringMap, nn.Linear | None]:
     settings = section["steering"]
     if (settings["dim"], settings["n_params"]) != (dim, n_params):  # before memory is taken for it
@@ -220,7 +232,6 @@ def _read_steering(
             f"{folder}: the map is for d={settings['dim']} and p={settings['n_params']}, encoder and chain "
             f"have {dim} and {n_params}; expected equal sizes: save the bundle again"
         )
-    tensors = safetensors.torch.load_file(folder / STEERING)
     steering = build_map(settings)
     _load(steering, _named(tensors, "steering."), folder, "map")
     weights = _named(tensors, "head.")
@@ -236,7 +247,9 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _load(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
+def _load(
+    module: nn.Module, tensors: Mapping[str, Tensor], folder: Path, what: str, *, assign: bool = False
+) -> None:
     """load_state_dict, where names, shapes and types must all agree."""
     own = module.state_dict()
     for key in sorted(own.keys() | tensors.keys()):
@@ -249,7 +262,7 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path, what: 
                 f"{folder}: {key} of the {what} is {stored} in the file and {mine} in the module; expected "
                 "the same: use the module that was saved"
             )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def _reason(error: Exception) -> str:

@@ -37,7 +37,7 @@ def write_bundle(folder: Path, parts: Parts, *, store_encoder: bool = True) -> N
         BundleError: the folder holds something else, or the encoder cannot be stored as asked.
     """
     _require_writable(folder)
-    files = {STEERING: _serialize(_steering_tensors(parts), "map or head")}
+    files = {STEERING: _serialize(_steering_tensors(parts), "map, head or neck")}
     if store_encoder:
         files[ENCODER] = _serialize(parts.encoder.network.state_dict(), "encoder")
     else:
@@ -90,7 +90,7 @@ def _require_reference(encoder: Encoder) -> None:
             f"the encoder {encoder.name} is a module of your own, which no name leads back to; expected a "
             "timm encoder where none is stored: use store_encoder=True"
         )
-    if load_encoder(**encoder.spec).fingerprint() != encoder.fingerprint():
+    if load_encoder(**encoder.spec).raw_fingerprint() != encoder.raw_fingerprint():
         raise BundleError(
             f"the encoder's weights are no longer those that {encoder.name} stands for; expected them "
             "unchanged where none are stored: use store_encoder=True"
@@ -98,9 +98,13 @@ def _require_reference(encoder: Encoder) -> None:
 
 
 def _steering_tensors(parts: Parts) -> dict[str, Tensor]:
-    tensors = {f"steering.{key}": value for key, value in parts.steering.state_dict().items()}
-    head = parts.head.state_dict() if parts.head is not None else {}
-    return tensors | {f"head.{key}": value for key, value in head.items()}
+    modules = {"steering": parts.steering, "head": parts.head, "neck": parts.encoder.neck}
+    return {
+        f"{name}.{key}": value
+        for name, module in modules.items()
+        if module is not None
+        for key, value in module.state_dict().items()
+    }
 
 
 def _serialize(tensors: Mapping[str, Tensor], what: str) -> bytes:
@@ -123,16 +127,24 @@ def _config(parts: Parts, files: Mapping[str, str], *, stored: bool) -> dict[str
         "version": _version(),
         "encoder": {
             "spec": encoder.spec,
-            "preprocessing": encoder.preprocessing(),
-            "fingerprint": encoder.fingerprint(),
+            "preprocessing": encoder.settings(),
+            "fingerprint": encoder.raw_fingerprint(),  # the neck lies in the bundle, under a checksum
             "stored": stored,
+            "neck": encoder.neck.config() if encoder.neck is not None else None,
         },
         "chain": parts.chain.config(),
         "steering": parts.steering.config(),
         "classes": list(parts.classes),
         "files": dict(files),
+        **({"record": dict(parts.record)} if parts.record else {}),
     }
-    config = json.loads(json.dumps(config))  # tuples to lists, as they will be read
+    try:
+        config = json.loads(json.dumps(config, allow_nan=False))  # tuples to lists, as they will be read
+    except (TypeError, ValueError) as error:
+        raise BundleError(
+            f"the record or a setting is not JSON ({error}); expected finite numbers, text, lists and "
+            "dictionaries: convert what is not"
+        ) from error
     config["steerable"]["checksum"] = checksum(config)
     return config
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerable import __version__
+from steerable.cli.eval import eval_help, find_evaluation
 from steerable.cli.parser import Parser
 from steerable.cli.session import session
 from steerable.errors import ConfigError, SteerableError, nearest
 
-COMMANDS = ("demo", "train", "fit", "audit")
+COMMANDS = ("demo", "train", "fit", "audit", "eval", "index", "search", "export")
 GENERAL = {"-v": "--verbose", "--verbose": "--verbose", "--debug": "--debug"}
 
 
@@ -93,17 +94,22 @@ def _run(words: list[str]) -> None:
             f"{words[0]} stands before the command; expected COMMAND [options]: see steerable --help"
         )
     else:
-        _run_command(find_command(words[0]), [*words[1:], *general])
+        command, group = find_command(words.pop(0)), ""
+        if command.__name__ == "eval":
+            if words[:1] in (["-h"], ["--help"]):
+                print(eval_help())
+                return
+            command, group = find_evaluation(words.pop(0) if words else ""), "eval"
+        _run_command(Parser(command, group=group), [*words, *general])
 
 
-def _run_command(command: Callable[..., Any], words: list[str]) -> None:
-    parser = Parser(command)
+def _run_command(parser: Parser, words: list[str]) -> None:
     if "-h" in words or "--help" in words:
         print(parser.format_help(), end="")
         return
     positional, named, general = parser.read(words)
     with session(verbose=general["verbose"]):
-        command(*positional, **named)
+        parser.command(*positional, **named)
 
 
 def _summary(name: str) -> str:

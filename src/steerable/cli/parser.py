@@ -5,7 +5,8 @@ option, and a ``bool`` that is False by default is a switch. A parameter whose t
 into one option per field (``--optimizer.lr``) and ``--config FILE``, a YAML file with the same keys;
 options override the file. ``Annotated[str, "SRC"]`` names the placeholder that the help shows;
 ``Annotated[TrainConfig, {title: names}]`` sorts the fields into groups. A parameter called ``recipe`` is
-no option: it gets the last file given as --config.
+no option: it gets the last file given as --config. One called ``theta``, a dict, becomes an option for each coordinate
+of the transforms (``--hue 0.1``) and gets those that were given.
 """
 
 import dataclasses
@@ -23,16 +24,20 @@ from steerable.cli.wording import HelpFormatter, members, metavar_for, optional,
 ALIASES = {"--data": "--data.root"}
 GENERAL = ("verbose", "debug")
 RECIPE = "recipe"
+THETA = "theta"
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser for one command, with our groups and our errors."""
+    """jsonargparse's parser for one command, with our groups and our errors.
 
-    def __init__(self, command: Callable[..., Any]):
+    group: the command that this one belongs to, if any: ``eval``.
+    """
+
+    def __init__(self, command: Callable[..., Any], *, group: str = ""):
         doc = docstring_parser.parse(inspect.getdoc(command) or "")
         lines = [line for example in doc.examples for line in (example.description or "").splitlines()]
         super().__init__(
-            prog=f"steerable {command.__name__}",
+            prog=" ".join(filter(None, ("steerable", group, command.__name__))),
             description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
             epilog="\n".join(["examples:", *(f"  {line}" for line in lines)]) if lines else None,
             formatter_class=HelpFormatter,
@@ -85,6 +90,8 @@ class Parser(ArgumentParser):
                 named[name] = _filled(self.config[1], values)
             elif name == RECIPE:
                 named[name] = files[-1] if files else None
+            elif name == THETA:
+                named[name] = {key: values[key] for key in _coordinates() if values[key] is not None}
             elif parameter.kind is parameter.KEYWORD_ONLY:
                 named[name] = values[name]
             elif parameter.kind is parameter.VAR_POSITIONAL:
@@ -120,6 +127,10 @@ def _add_parameter(parser: Parser, parameter: inspect.Parameter, hint: Any, abou
     name, default = parameter.name, parameter.default
     if name == RECIPE:
         return
+    if name == THETA:
+        for key, words in _coordinates().items():
+            parser.put(THETA, f"--{key}", type=float | None, metavar="X", hint=float, help=words)
+        return
     if dataclasses.is_dataclass(plain):
         parser.config = (name, plain)
         parser.add_argument("--config", action="config", help=about, metavar="FILE")
@@ -136,7 +147,11 @@ def _add_parameter(parser: Parser, parameter: inspect.Parameter, hint: Any, abou
         return
     settings |= {"required": True} if default is parameter.empty else {"default": default}
     settings["help"] += shown_default(settings.get("default"))
-    parser.put("options", flag, type=plain, metavar=note or metavar_for(name, plain), **settings)
+    if get_origin(plain) is list:
+        settings |= {"nargs": "+"}
+        plain = get_args(plain)[0]
+    flags = (f"-{name}", flag) if len(name) == 1 else (flag,)
+    parser.put("options", *flags, type=plain, metavar=note or metavar_for(name, plain), **settings)
 
 
 def _add_fields(parser: Parser, config: Any, groups: Mapping[str, str], prefix: str = "") -> None:
@@ -158,6 +173,13 @@ def _add_fields(parser: Parser, config: Any, groups: Mapping[str, str], prefix: 
         parser.put(
             title, f"--{prefix}{item.name}", hint=hint, type=hint, default=default, help=help, metavar=metavar
         )
+
+
+def _coordinates() -> dict[str, str]:
+    """Name and unit of every coordinate that a chain can have."""
+    from steerable.transforms import TRANSFORMS
+
+    return {param.name: param.unit for kind in TRANSFORMS.values() for param in kind().params}
 
 
 def _filled(config: Any, values: Mapping[str, Any]) -> Any:

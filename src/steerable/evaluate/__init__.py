@@ -1,5 +1,22 @@
-"""Evaluations of frozen embeddings."""
+"""Evaluations: what embeddings and steering are worth on a task."""
 
-from steerable.evaluate.probing import C_GRID, ProbeResult, probe
+from steerable.evaluate.corruptions import CORRUPTION_NAMES, CORRUPTIONS, corrupt
+from steerable.evaluate.ood import evaluate_ood
+from steerable.evaluate.probe_arms import evaluate_probes
+from steerable.evaluate.probing import C_GRID, ProbeResult, linear_head, probe
+from steerable.evaluate.retrieval import evaluate_retrieval
+from steerable.evaluate.tta import evaluate_tta
 
-__all__ = ["C_GRID", "ProbeResult", "probe"]
+__all__ = [
+    "CORRUPTIONS",
+    "CORRUPTION_NAMES",
+    "C_GRID",
+    "ProbeResult",
+    "corrupt",
+    "evaluate_ood",
+    "evaluate_probes",
+    "evaluate_retrieval",
+    "evaluate_tta",
+    "linear_head",
+    "probe",
+]

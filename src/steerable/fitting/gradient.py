@@ -1,5 +1,6 @@
 """Fits for the families without a closed form: a start from linear regression, then gradient descent."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterable
@@ -9,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerable.errors import FitError
-from steerable.fitting.pairs import PairBatch
-from steerable.fitting.ridge import Spread
+from steerable.fitting.moments import Spread
+from steerable.fitting.pairs import Kept, PairBatch, Pairs, need_two_groups
 from steerable.maps import ExponentialMap, Features, RotationMap, SteeringMap
 
 _LOG = logging.getLogger(__name__)
@@ -23,39 +24,57 @@ _RIDGE = 1e-3
 _STILL = 0.02  # radians per unit of phi: slower planes are not told apart from noise
 
 
-def fit_by_gradient(steering: SteeringMap, batches: Iterable[PairBatch], *, strict: bool) -> None:
-    """Fit in place, by the relative squared error of the motion, with all pairs in memory.
+def fit_by_gradient(
+    empty: SteeringMap, batches: Iterable[PairBatch], kept: Kept, *, strict: bool, twice: bool
+) -> tuple[SteeringMap, SteeringMap | None]:
+    """Fits of a rotation or exponential map: on all pairs, and (twice) without those that are held out.
 
-    L-BFGS on up to 8,192 pairs; Adam where frequencies are rounded to whole turns (a coordinate with a
-    period of a rotation map), since line searches do not bear the steps. Pairs are drawn by a generator
-    with seed 0.
+    By the relative squared error of the motion: L-BFGS on up to 8,192 pairs; Adam where frequencies are
+    rounded to whole turns (a coordinate with a period of a rotation map), since line searches do not bear the
+    steps. Pairs are drawn by a generator with seed 0. A start that is better than the end is kept.
 
     Raises:
         FitError: constant or dependent columns (where strict), or a loss that is not finite.
     """
-    source, theta, target = (
-        torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)
-    )
-    if strict:
-        for name, values in (("theta", theta), ("source", source)):
-            spread = Spread(values[0])
-            spread.add(values)
+    spreads: dict[str, Spread] = {}
+    for batch in batches:
+        for name, values in (("theta", batch.theta), ("source", batch.source)):
+            spreads.setdefault(name, Spread(values[0])).add(values)
+    for name, spread in spreads.items():
+        if strict:
             spread.check(name)
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).to(source.device)
-    pairs = tuple(values[order].float() for values in (source, theta, target))
-    steering.to(source.device)
-    _start(steering, *(values[:_START_ROWS] for values in pairs))
+    pairs = kept.pairs()
+    if twice:
+        need_two_groups(int((~pairs.held).sum()), int(pairs.held.sum()))
+    early = _fitted(empty, pairs.rows(~pairs.held)) if twice else None
+    return _fitted(empty, pairs), early
+
+
+def _fitted(empty: SteeringMap, pairs: Pairs) -> SteeringMap:
+    order = torch.randperm(len(pairs.source), generator=torch.Generator().manual_seed(0))
+    rows = tuple(values[order.to(values.device)] for values in pairs[:3])
+    steering = copy.deepcopy(empty).to(pairs.source.device)
+    _start(steering, *(values[:_START_ROWS] for values in rows))
+    start, first = copy.deepcopy(steering.state_dict()), _loss(steering, rows)
     if isinstance(steering, RotationMap) and any(steering.features.period_values):
-        _adam(steering, *pairs)
+        _adam(steering, *rows)
     else:
-        _lbfgs(steering, *(values[:_ROWS] for values in pairs))
-    with torch.no_grad():
-        loss = float(_relative_error(steering, *(values[:_ROWS] for values in pairs)))
-    if not math.isfinite(loss):
+        _lbfgs(steering, *(values[:_ROWS] for values in rows))
+    last = _loss(steering, rows)
+    if not last < first:
+        steering.load_state_dict(start)
+    if not math.isfinite(min(first, last)):
         raise FitError(
             "the fit left the finite numbers; expected embeddings of ordinary size: scale them, or take basis"
         )
-    _LOG.debug("%s: relative error %.4f on the fitted pairs", steering.name, loss)
+    _LOG.info("%s: relative error %.4f on the fitted pairs, %.4f at the start", steering.name, last, first)
+    return steering
+
+
+@torch.no_grad()
+def _loss(steering: SteeringMap, rows: tuple[Tensor, ...]) -> float:
+    loss = float(_relative_error(steering, *(values[:_ROWS] for values in rows)))
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _relative_error(
@@ -115,13 +134,12 @@ def _regress(
     theta: Float[Tensor, "n p"],
     target: Float[Tensor, "n d"],
 ) -> Float[Tensor, "k d d"]:
-    """A_k of target - source = sum_k phi_k A_k source, by ridge."""
-    phi = features(theta)
-    z = (phi[:, :, None] * source[:, None, :]).flatten(1)
-    gram = z.T @ z
-    gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + 1e-30)
-    solution = torch.linalg.solve(gram, z.T @ (target - source))
-    return solution.unflatten(0, (phi.shape[1], -1)).transpose(1, 2)
+    """A_k of target - source = sum_k phi_k A_k source, by ridge in its dual form: as wide as there are pairs."""
+    phi, e, motion = features(theta).double(), source.double(), (target - source).double()
+    kernel = (phi @ phi.T) * (e @ e.T)
+    kernel.diagonal().add_(_RIDGE * kernel.trace() / (phi.shape[1] * e.shape[1]) + 1e-30)
+    dual = torch.linalg.solve(kernel, motion)
+    return torch.stack([dual.T @ (column[:, None] * e) for column in phi.T]).to(source.dtype)
 
 
 def _start_rotation(steering: RotationMap, generators: Float[Tensor, "k d d"]) -> None:

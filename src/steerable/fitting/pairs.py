@@ -11,16 +11,21 @@ from torch import Tensor
 from steerable.errors import FitError
 
 HELD_OUT_SHARE = 5  # one group in five
+GIB = 2**30
 _CHUNK = 8192  # rows of a batch that was given in memory
 
 
 class PairBatch(NamedTuple):
-    """Finite float64 pairs: source (n, d), theta (n, p), target (n, d), held (n,) true where held out."""
+    """Finite float64 pairs: source (n, d), theta (n, p), target (n, d), held (n,) true where held out.
+
+    groups: the n names of the images.
+    """
 
     source: Tensor
     theta: Tensor
     target: Tensor
     held: Tensor
+    groups: list[str]
 
 
 class HeldOut:
@@ -33,12 +38,16 @@ class HeldOut:
         self._rows = 0
         self._first: list[str] = []
 
-    def mask(self, groups: Sequence[Any] | np.ndarray | Tensor | None, n: int) -> Tensor:
-        """(n,) bool; without groups each row is its own."""
+    def names(self, groups: Sequence[Any] | np.ndarray | Tensor | None, n: int) -> list[str]:
+        """One per row; without groups each row is its own."""
         given = groups.tolist() if isinstance(groups, Tensor) else groups
         names = range(self._rows, self._rows + n) if given is None else np.asarray(given).tolist()
         self._rows += n
-        return torch.tensor([self._is_held(str(name)) for name in names], dtype=torch.bool)
+        return [str(name) for name in names]
+
+    def mask(self, names: Sequence[str]) -> Tensor:
+        """(n,) bool."""
+        return torch.tensor([self._is_held(name) for name in names], dtype=torch.bool)
 
     def _is_held(self, name: str) -> bool:
         if len(self._first) < 2 and name not in self._first:
@@ -46,6 +55,15 @@ class HeldOut:
         if name in self._first:
             return name == self._first[-1] and len(self._first) == 2
         return zlib.crc32(name.encode()) % HELD_OUT_SHARE == 0
+
+
+def need_two_groups(fitted: int, held: int) -> None:
+    """Raise FitError where no rows are left to fit, or none are held out."""
+    if not (fitted and held):
+        raise FitError(
+            "all pairs are of one group; expected two at least, so that one can be held out: "
+            "give more images, or ridge= and nothing to choose"
+        )
 
 
 def pair_batches(source: Any, theta: Any, target: Any, groups: Any) -> Iterator[PairBatch]:
@@ -96,8 +114,58 @@ def _checked(source: Any, theta: Any, target: Any, *, groups: Any, held_out: Hel
             f"source {tuple(source.shape)} and target {tuple(target.shape)} differ in width; expected "
             "embeddings of one encoder: encode both with it"
         )
-    held = held_out.mask(groups, len(source)).to(source.device)
-    return PairBatch(source, theta.to(source.device), target.to(source.device), held)
+    names = held_out.names(groups, len(source))
+    held = held_out.mask(names).to(source.device)
+    return PairBatch(source, theta.to(source.device), target.to(source.device), held, names)
+
+
+class Pairs(NamedTuple):
+    """Float32 pairs in memory: source (n, d), theta (n, p), target (n, d), held (n,), group (n,) whole numbers."""
+
+    source: Tensor
+    theta: Tensor
+    target: Tensor
+    held: Tensor
+    group: Tensor
+
+    def rows(self, chosen: Tensor) -> "Pairs":
+        """Some of them, by index or mask."""
+        return Pairs(*(values[chosen] for values in self))
+
+
+class Kept:
+    """Batches passed on and kept as float32, up to `memory` GiB."""
+
+    def __init__(self, memory: float):
+        self.memory = memory
+        self._batches: list[PairBatch] = []
+
+    def through(self, batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
+        """The same batches.
+
+        Raises:
+            FitError: more than the memory allows.
+        """
+        size = 0
+        for batch in batches:
+            source, theta, target = (values.float() for values in batch[:3])
+            size += source.nbytes + theta.nbytes + target.nbytes
+            if size > self.memory * GIB:
+                raise FitError(
+                    f"this fit keeps its pairs, and these need more than {size / GIB:.2g} GiB; expected at "
+                    f"most memory={self.memory:g}: give fewer pairs, raise memory, or take a closed form alone"
+                )
+            self._batches.append(PairBatch(source, theta, target, batch.held, batch.groups))
+            yield batch
+
+    def pairs(self) -> Pairs:
+        """All of them."""
+        source, theta, target, held = (
+            torch.cat(parts) for parts in zip(*(batch[:4] for batch in self._batches), strict=True)
+        )
+        names = np.array([name for batch in self._batches for name in batch.groups])
+        group = torch.from_numpy(np.unique(names, return_inverse=True)[1]).to(source.device)
+        return Pairs(source, theta, target, held, group)
 
 
 def _check_lengths(**parts: Any) -> None:

@@ -1,201 +1,66 @@
-"""Ridge regression of the motion target - source on phi and phi e, by streamed normal equations."""
+"""Ridge regression of the motion target - source on phi and phi x, by streamed normal equations."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerable.errors import FitError
-from steerable.fitting.pairs import PairBatch
+from steerable.fitting.moments import Moments, Spread
+from steerable.fitting.pairs import GIB, PairBatch
 from steerable.maps import Features
 
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)  # strong to weak, on columns of unit power
 _FLOOR = 1e-10  # keeps unpenalized columns apart where basis functions coincide on the data
-_CONSTANT = 1e-14  # variance as a share of the squared mean: float32 cannot tell the values apart
-_DEPENDENT = 1e-11  # eigenvalue of a correlation matrix, which float32 rounding leaves of an exact dependence
 _CHUNK_NUMBERS = 2**23  # numbers in one block of the design matrix: 64 MiB
 
 
 @dataclass
-class Moments:
-    """Sums over rows of a design z (n, m) and a motion y (n, d): all that least squares needs."""
+class System:
+    """The regression on columns phi_k [x - mean, 1] of unit power, k blocks of strip columns, ready to solve.
 
-    gram: Tensor  # (m, m) z^T z
-    cross: Tensor  # (m, d) z^T y
-    power: float = 0.0  # sum of y^2
-    rows: int = 0
-
-    @classmethod
-    def zeros(cls, m: int, d: int, device: torch.device) -> "Moments":
-        """No rows yet."""
-        options = {"dtype": torch.float64, "device": device}
-        return cls(torch.zeros(m, m, **options), torch.zeros(m, d, **options))
-
-    def add(self, z: Float[Tensor, "n m"], y: Float[Tensor, "n d"], strip: int) -> None:
-        """Count rows in; of the Gram matrix only the blocks right of the diagonal (`close` mirrors them)."""
-        for start in range(0, z.shape[1], strip):
-            block = z[:, start : start + strip]
-            self.gram[start : start + strip, start:].addmm_(block.T, z[:, start:])
-        self.cross.addmm_(z.T, y)
-        self.power += float(y.square().sum())
-        self.rows += len(z)
-
-    def close(self, strip: int) -> None:
-        """Mirror the upper blocks into the lower ones."""
-        for start in range(0, len(self.gram), strip):
-            stop = start + strip
-            self.gram[stop:, start:stop] = self.gram[start:stop, stop:].T
-
-    def include(self, other: "Moments") -> None:
-        """Add another's sums to these."""
-        self.gram += other.gram
-        self.cross += other.cross
-        self.power += other.power
-        self.rows += other.rows
-
-    def relative_error(self, b: Float[Tensor, "m d"]) -> float:
-        """sum |y - z b|^2 / sum |y|^2 over the rows counted in."""
-        rest = self.power - 2 * float((b * self.cross).sum()) + float((b * (self.gram @ b)).sum())
-        return rest / self.power if self.power else 0.0
-
-
-@dataclass
-class Spread:
-    """Sums that tell constant and dependent columns of x (n, c); `start`, any row, is subtracted first."""
-
-    start: Tensor
-    total: Tensor = field(init=False)
-    gram: Tensor = field(init=False)
-    rows: int = 0
-
-    def __post_init__(self):
-        self.total = torch.zeros_like(self.start)
-        self.gram = torch.zeros(
-            len(self.start), len(self.start), dtype=torch.float64, device=self.start.device
-        )
-
-    def add(self, x: Float[Tensor, "n c"]) -> None:
-        """Count rows in."""
-        x = x - self.start
-        self.total += x.sum(dim=0)
-        self.gram.addmm_(x.T, x)
-        self.rows += len(x)
-
-    @property
-    def mean(self) -> Float[Tensor, " c"]:
-        """Column means."""
-        return self.start + self.total / self.rows
-
-    def check(self, name: str) -> None:
-        """Raise FitError where a column is constant or depends on the others."""
-        shift = self.total / self.rows
-        covariance = self.gram / self.rows - torch.outer(shift, shift)
-        variance = covariance.diagonal()
-        constant = (variance <= _CONSTANT * self.mean.square()).nonzero().flatten().tolist()
-        if constant:
-            raise FitError(
-                f"{name} is constant in column(s) {_listed(constant)}; expected every column to vary: "
-                "drop them, or pass strict=False to fit without them"
-            )
-        values, vectors = torch.linalg.eigh(covariance / torch.outer(variance.sqrt(), variance.sqrt()))
-        dependent = int((values < _DEPENDENT * len(values)).sum())
-        if dependent:
-            column = int(vectors[:, 0].abs().argmax())
-            raise FitError(
-                f"{name} has rank {len(values) - dependent} of {len(values)}: column {column} is a "
-                "combination of "
-                "others; expected independent columns: drop it, give more varied pairs, or pass "
-                "strict=False to leave such directions to the ridge"
-            )
-
-
-class NormalEquations:
-    """Streamed sums for the design z = phi(theta) x [e - mean, 1], or phi alone without the source.
-
-    ``fitted`` and ``held`` keep the two kinds of rows apart; memory is two (m, m) matrices, m = k (d + 1).
+    x is the source e, its whitened projection P e, or nothing (strip 1). Sums over the rows to fit and over
+    those that are held out.
     """
 
-    def __init__(self, features: Features, first: PairBatch, *, with_source: bool):
-        d, k = first.source.shape[1], features.n_features
-        self.features = features
-        self.with_source = with_source
-        self.strip = d + 1 if with_source else 1
-        self.source = Spread(first.source[0])
-        self.theta = Spread(first.theta[0])
-        m = k * self.strip
-        self.fitted = Moments.zeros(m, d, first.source.device)
-        self.held = Moments.zeros(m, d, first.source.device)
-        self.scale = first.source.new_ones(m)
+    fitted: Moments
+    held: Moments
+    scale: Tensor  # (m,) what the columns were multiplied by, 0 where they are empty
+    strip: int
+    center: Tensor  # (strip - 1,) mean of x
 
-    def add(self, batch: PairBatch) -> None:
-        """Count a batch in."""
-        self.source.add(batch.source)
-        self.theta.add(batch.theta)
-        for part, rows in ((self.fitted, ~batch.held), (self.held, batch.held)):
-            chosen = [tensor[rows].split(self._chunk()) for tensor in batch[:3]]
-            for source, theta, target in zip(*chosen, strict=True):
-                part.add(self._design(source, theta), target - source, self.strip)
+    def block(self, basis: Int[Tensor, " j"], width: int) -> "System":
+        """The regression on some basis functions, and on the first `width` of x."""
+        inner = torch.arange(self.strip, device=basis.device)
+        inner = inner[(inner < width) | (inner == self.strip - 1)]
+        columns = (basis[:, None] * self.strip + inner).flatten()
+        parts = self.fitted.block(columns), self.held.block(columns)
+        return System(*parts, self.scale[columns], width + 1, self.center[:width])
 
-    def close(self, *, strict: bool) -> None:
-        """Check, center e at its mean, scale the columns to unit power; once, after the last batch.
+    def solve(
+        self, part: Moments, strength: float, rank: int | None = None
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "d r"] | None]:
+        """Ridge coefficients; NaN where the system is not positive definite.
 
-        Raises:
-            FitError: constant or dependent columns, or too few rows (the last two where strict).
+        With a rank they are projected on the r strongest directions of the fit, which are returned too.
         """
-        self._check_rows(strict)
-        if strict:
-            self.theta.check("theta")
-            if self.with_source:
-                self.source.check("source")
-        power = torch.zeros_like(self.scale)
-        for part in (self.fitted, self.held):
-            part.close(self.strip)
-            if self.with_source:
-                self._center(part)
-            power += part.gram.diagonal()
-        power = power / (self.fitted.rows + self.held.rows)
-        self.scale = torch.where(power > 0, power.clamp(min=1e-300).rsqrt(), 0.0)
-        for part in (self.fitted, self.held):
-            part.gram *= self.scale
-            part.gram *= self.scale[:, None]
-            part.cross *= self.scale[:, None]
-
-    def solve(self, part: Moments, strength: float) -> Float[Tensor, "m d"]:
-        """Ridge coefficients on the scaled columns; NaN where the system is not positive definite."""
         system = part.gram / part.rows
         system.diagonal().add_(self._penalty(strength))
         factor, failed = torch.linalg.cholesky_ex(system)
         if int(failed):
-            return torch.full_like(part.cross, torch.nan)
-        return torch.cholesky_solve(part.cross / part.rows, factor)
+            return torch.full_like(part.cross, torch.nan), None
+        b = torch.cholesky_solve(part.cross / part.rows, factor)
+        if rank is None:
+            return b, None
+        _, vectors = torch.linalg.eigh(b.T @ (part.gram @ b))
+        frame = vectors[:, -rank:]
+        return b @ frame @ frame.T, frame
 
     def raw(self, b: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "k e d"], Float[Tensor, "k d"]]:
-        """From scaled coefficients to (A_k^T, b_k) on plain e, where e is d wide, or 0 without the source."""
-        blocks = (self.scale[:, None] * b).unflatten(0, (self.features.n_features, self.strip))
+        """From scaled coefficients to (A_k^T, b_k) on plain x."""
+        blocks = (self.scale[:, None] * b).unflatten(0, (-1, self.strip))
         slopes, shift = blocks[:, :-1], blocks[:, -1]
-        return slopes, shift - (
-            torch.einsum("d,kdi->ki", self.source.mean, slopes) if self.with_source else 0.0
-        )
-
-    def _design(self, source: Float[Tensor, "n d"], theta: Float[Tensor, "n p"]) -> Float[Tensor, "n m"]:
-        phi = self.features(theta)
-        if not self.with_source:
-            return phi
-        x = torch.cat([source - self.source.start, torch.ones_like(source[:, :1])], dim=1)
-        return (phi[:, :, None] * x[:, None, :]).flatten(1)
-
-    def _chunk(self) -> int:
-        return max(64, _CHUNK_NUMBERS // len(self.scale))
-
-    def _center(self, part: Moments) -> None:
-        """Replace columns phi_k (e - start) by phi_k (e - mean) in sums already taken."""
-        k, shift = self.features.n_features, self.source.total / self.source.rows
-        gram = part.gram.view(k, self.strip, k, self.strip)
-        gram[:, :-1] -= shift[:, None, None] * gram[:, -1:]
-        gram[..., :-1] -= gram[..., -1:] * shift
-        cross = part.cross.view(k, self.strip, -1)
-        cross[:, :-1] -= shift[:, None] * cross[:, -1:]
+        return slopes, shift - torch.einsum("e,kei->ki", self.center, slopes)
 
     def _penalty(self, strength: float) -> Float[Tensor, " m"]:
         """The shifts phi_k alone go free: a strong ridge then tends to the shift map. Empty columns get 1."""
@@ -203,9 +68,100 @@ class NormalEquations:
         penalty[self.strip - 1 :: self.strip] = _FLOOR
         return torch.where(self.scale == 0, 1.0, penalty)
 
-    def _check_rows(self, strict: bool) -> None:
-        rows = self.fitted.rows + self.held.rows
-        least = 1 + (self.strip - 1 if strict and self.with_source else 1)
+
+class NormalEquations:
+    """Streamed sums for the design z = phi(theta) x [x - mean, 1].
+
+    Args:
+        features: phi, in float64.
+        first: any batch, for the sizes.
+        projection: P (r, d): x is P e; None: x is e.
+        with_source: False leaves x out: the design is phi alone.
+        strict: refuse columns that are constant or depend on others, and too few rows.
+        memory: GiB for these sums and for solving them: four (m, m) and four (m, d) float64 matrices, with
+            m = k (1 + width of x).
+
+    Raises:
+        FitError: more than that would be needed.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        first: PairBatch,
+        *,
+        projection: Tensor | None = None,
+        with_source: bool = True,
+        strict: bool = True,
+        memory: float = 2.0,
+    ):
+        d, k = first.source.shape[1], features.n_features
+        self.features, self.projection, self.strict = features, projection, strict
+        self.with_source = with_source
+        self.strip = 1 + (0 if not with_source else d if projection is None else len(projection))
+        m = k * self.strip
+        room(m, k, d, memory)
+        self.source = Spread(first.source[0], second=strict and with_source and projection is None)
+        self.theta = Spread(first.theta[0])
+        self.fitted = Moments.zeros(m, d, first.source.device)
+        self.held = Moments.zeros(m, d, first.source.device)
+
+    def add(self, batch: PairBatch) -> None:
+        """Count a batch in."""
+        self.source.add(batch.source)
+        self.theta.add(batch.theta)
+        chunk = max(64, _CHUNK_NUMBERS // len(self.fitted.gram))
+        for part, rows in ((self.fitted, ~batch.held), (self.held, batch.held)):
+            chosen = [tensor[rows].split(chunk) for tensor in batch[:3]]
+            for source, theta, target in zip(*chosen, strict=True):
+                part.add(self._design(source, theta), target - source, self.strip)
+
+    def close(self) -> System:
+        """Check, center x at its mean, scale the columns to unit power; once, after the last batch.
+
+        Raises:
+            FitError: constant or dependent columns, or too few rows (where strict).
+        """
+        self._check_rows()
+        if self.strict:
+            self.theta.check("theta")
+        if self.source.second:
+            self.source.check("source")
+        parts = (self.fitted, self.held)
+        shift = self._read(self.source.total / self.source.rows)
+        for part in parts:
+            part.close(self.strip)
+            self._center(part, shift)
+        power = (self.fitted.gram.diagonal() + self.held.gram.diagonal()) / self.source.rows
+        scale = torch.where(power > 0, power.clamp(min=1e-300).rsqrt(), 0.0)
+        for part in parts:
+            part.gram *= scale
+            part.gram *= scale[:, None]
+            part.cross *= scale[:, None]
+        return System(*parts, scale, self.strip, self._read(self.source.mean))
+
+    def _read(self, e: Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
+        if not self.with_source:
+            return e[..., :0]
+        return e if self.projection is None else e @ self.projection.T
+
+    def _design(self, source: Float[Tensor, "n d"], theta: Float[Tensor, "n p"]) -> Float[Tensor, "n m"]:
+        phi = self.features(theta)
+        x = torch.cat([self._read(source - self.source.start), torch.ones_like(source[:, :1])], dim=1)
+        return (phi[:, :, None] * x[:, None, :]).flatten(1)
+
+    def _center(self, part: Moments, shift: Float[Tensor, " e"]) -> None:
+        """Replace columns phi_k (x - start) by phi_k (x - mean) in sums already taken."""
+        k = self.features.n_features
+        gram = part.gram.view(k, self.strip, k, self.strip)
+        gram[:, :-1] -= shift[:, None, None] * gram[:, -1:]
+        gram[..., :-1] -= gram[..., -1:] * shift
+        cross = part.cross.view(k, self.strip, -1)
+        cross[:, :-1] -= shift[:, None] * cross[:, -1:]
+
+    def _check_rows(self) -> None:
+        rows = self.source.rows
+        least = 1 + (self.strip - 1 if self.strict and self.with_source else 1)
         if rows < least:
             raise FitError(
                 f"there are {rows} pairs for embeddings {len(self.source.start)} wide; expected at least "
@@ -213,6 +169,16 @@ class NormalEquations:
             )
 
 
-def _listed(columns: list[int]) -> str:
-    shown = ", ".join(map(str, columns[:5]))
-    return shown if len(columns) <= 5 else f"{shown} and {len(columns) - 5} more"
+def room(m: int, k: int, d: int, memory: float) -> int:
+    """Bytes for the sums over m unknowns per output and for solving them.
+
+    Raises:
+        FitError: they are more than the memory, in GiB.
+    """
+    need = 8 * 4 * m * (m + d)
+    if need > memory * GIB:
+        raise FitError(
+            f"the normal equations of {k} basis functions and {m // k - 1} inputs need {need / GIB:.1f} GiB; expected "
+            f"at most memory={memory:g}: set projection='auto', take fewer features or map='shift', or raise memory"
+        )
+    return need

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerable.errors import ConfigError, ShapeError, ThetaError
+from steerable.errors import ConfigError, LawError, ShapeError, ThetaError
 from steerable.maps.features import Features, as_features, unknown_name
 from steerable.theta import Laws
 
@@ -34,6 +34,8 @@ class SteeringMap(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    linear_in_phi: ClassVar[bool] = False
+    """True where steered e = e + sum_k phi_k(theta) moves(e)_k, so that sums over thetas are sums of phi."""
 
     def __init__(
         self,
@@ -108,6 +110,17 @@ class SteeringMap(nn.Module, ABC):
         """b(theta) (*, d) for theta (*, p); exactly zero at zero."""
         theta = self.features.check(theta)
         return theta.new_zeros(*theta.shape[:-1], self.dim)
+
+    def moves(self, e: Tensor) -> Float[Tensor, "*batch k d"]:
+        """A_k e + b_k (*, k, d) for every k: what one unit of each phi_k adds to e (*, d). No checks of e.
+
+        Raises:
+            LawError: the family is not `linear_in_phi`.
+        """
+        raise LawError(
+            f"map {self.name} is not linear in phi and has no moves; expected one of the linear families "
+            "(shift, basis, low_rank): fit one of these, or steer with forward or orbit"
+        )
 
     def forward(self, e: Tensor, theta: Tensor) -> Float[Tensor, "*batch d"]:
         """Steered embeddings, in e's type; computed in float32 at least, whatever autocast says.
@@ -188,6 +201,20 @@ class SteeringMap(nn.Module, ABC):
             )
 
 
+def within_width(what: str, value: int | None, default: int, dim: int) -> int:
+    """A rank between 1 and dim; None is the default, or dim where that is smaller.
+
+    Raises:
+        ConfigError: outside 1..dim.
+    """
+    value = min(default, dim) if value is None else value
+    if not 1 <= value <= dim:
+        raise ConfigError(
+            f"{what} is {value}; expected 1 to {dim}, the width of the embedding: choose within"
+        )
+    return value
+
+
 def _broadcast_or_raise(e: Tensor, theta: Tensor) -> None:
     try:
         torch.broadcast_shapes(e.shape[:-1], theta.shape[:-1])
@@ -233,12 +260,17 @@ class IdentityMap(SteeringMap):
     """e' = e whatever theta is: the control that every table shows. It has no weights."""
 
     name = "identity"
+    linear_in_phi = True
 
     def matrix(self, theta: Tensor) -> Float[Tensor, "*batch d d"]:
         """The identity (*, d, d)."""
         theta = self.features.check(theta)
         eye = torch.eye(self.dim, dtype=theta.dtype, device=theta.device)
         return eye.expand(*theta.shape[:-1], self.dim, self.dim)
+
+    def moves(self, e: Float[Tensor, "*e d"]) -> Float[Tensor, "*e k d"]:
+        """Zeros (*, k, d)."""
+        return torch.zeros_like(e).unsqueeze(-2).repeat_interleave(self.features.n_features, dim=-2)
 
     def _steer(self, e: Float[Tensor, "*e d"], theta: Float[Tensor, "*t p"]) -> Float[Tensor, "*batch d"]:
         return e.expand(*torch.broadcast_shapes(e.shape[:-1], theta.shape[:-1]), self.dim)

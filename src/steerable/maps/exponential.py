@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerable.errors import ConfigError
-from steerable.maps.base import SteeringMap
+from steerable.maps.base import SteeringMap, within_width
 from steerable.maps.features import Features
 from steerable.theta import Laws
 
@@ -45,11 +44,7 @@ class ExponentialMap(SteeringMap):
         rank: int | None = None,
     ):
         super().__init__(dim, n_params, features=features, laws=laws)
-        self.rank = min(8, dim) if rank is None else rank
-        if not 1 <= self.rank <= dim:
-            raise ConfigError(
-                f"rank is {rank}; expected 1 to {dim}, the width of the embedding: choose within"
-            )
+        self.rank = within_width("rank", rank, 8, dim)
         k = self.features.n_features
         self.left = nn.Parameter(torch.zeros(k, dim, self.rank))
         self.right = nn.Parameter(torch.randn(k, dim, self.rank) / dim**0.5)

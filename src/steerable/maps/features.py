@@ -89,11 +89,16 @@ class Features(nn.Module):
         return self.terms == ("linear",)
 
     @property
-    def n_features(self) -> int:
-        """k."""
+    def term_sizes(self) -> dict[str, int]:
+        """How many functions each part of the expansion has, in the order of phi's columns."""
         p = self.n_params
         sizes = {"pairwise": p * (p - 1) // 2, "harmonics": 2 * len(_ORDERS) * len(self._periodic)}
-        return sum(sizes.get(term, p) for term in self.terms)
+        return {term: sizes.get(term, p) for term in self.terms}
+
+    @property
+    def n_features(self) -> int:
+        """k."""
+        return sum(self.term_sizes.values())
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs besides n_params, as JSON types."""

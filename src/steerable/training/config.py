@@ -73,8 +73,8 @@ class TrainConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     chain: str | list[dict[str, Any]] = "simclr"
     """preset's name, or a list of transforms with their ranges"""
-    base: Literal["supervised", "simclr", "vicreg", "barlow", "none"] = "supervised"
-    """the loss that equivariance is added to"""
+    base: Literal["supervised", "simclr", "vicreg", "barlow", "distill", "none"] = "supervised"
+    """the loss that equivariance is added to; distill stays near the embeddings of the weights it starts from"""
     base_temperature: float = 0.2
     """of simclr"""
     projector: int = 256
@@ -86,7 +86,7 @@ class TrainConfig:
     equivariance: dict[str, float] = field(default_factory=lambda: {"relative": 0.3})
     """weights of the forms squared, relative and contrastive; unused where steering is none"""
     uniformity: float | None = None
-    """weight of the uniformity term; unset is 0.05 with steering and 0 without"""
+    """weight of the uniformity term; unset is 0.05 with steering, 0 without and 0 in distill"""
     temperature: float = 0.1
     """of the contrastive form"""
     negatives: int = 31
@@ -111,7 +111,8 @@ class TrainConfig:
     def uniformity_weight(self) -> float:
         if self.uniformity is not None:
             return self.uniformity
-        return 0.0 if self.steering == "none" else 0.05
+        # distance from a teacher that spreads its embeddings keeps them spread
+        return 0.0 if self.steering == "none" or self.base == "distill" else 0.05
 
     @property
     def equivariance_weights(self) -> dict[str, float]:
@@ -152,3 +153,18 @@ class TrainConfig:
             )
         if self.base == "none" and self.steering == "none":
             raise ConfigError("base and steering are both none; expected something to train: set one of them")
+        if self.base == "distill":
+            self._check_distill()
+
+    def _check_distill(self) -> None:
+        encoder = self.encoder
+        if not (encoder.pretrained or encoder.weights):
+            raise ConfigError(
+                f"base is 'distill' and {encoder.name} starts from random weights; expected a teacher worth keeping "
+                "near: add --encoder.pretrained true, or --encoder.weights FILE"
+            )
+        if self.steering == "none" and not self.uniformity_weight:
+            raise ConfigError(
+                "base is 'distill' without steering; expected something to train, and the distance from the teacher "
+                "starts at zero and stays there: set steering, or --uniformity 0.05 for that control"
+            )

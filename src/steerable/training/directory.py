@@ -14,27 +14,30 @@ if TYPE_CHECKING:
     from steerable.training.loop import TrainResult
 
 
-def open_directory(
-    out: str | Path | None, config: TrainConfig, *, resume: bool, skipped: Sequence[Any] = ()
-) -> Path | None:
-    """Make the run directory, or check that the run in it is the one to resume.
+def check_directory(out: str | Path | None, config: TrainConfig, *, resume: bool) -> None:
+    """Raise where the run directory holds a run that may not go on.
 
     Raises:
         ConfigError: the directory holds a run and ``resume`` is not set, or holds one with other settings.
     """
+    if out is None or not (path := Path(out) / "config.yaml").exists():
+        return
+    if not resume:
+        raise ConfigError(
+            f"{out} holds a run already; expected a new directory: choose another --out, or add --resume"
+        )
+    _check_same(yaml.safe_load(path.read_text()), config.to_dict(), path)
+
+
+def open_directory(
+    out: str | Path | None, config: TrainConfig, *, skipped: Sequence[Any] = ()
+) -> Path | None:
+    """Make the run directory, with the settings and what was skipped in it."""
     if out is None:
         return None
     directory = Path(out)
-    path = directory / "config.yaml"
-    settings = config.to_dict()
-    if path.exists():
-        if not resume:
-            raise ConfigError(
-                f"{directory} holds a run already; expected a new directory: choose another --out, or add --resume"
-            )
-        _check_same(yaml.safe_load(path.read_text()), settings, path)
     directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
     if skipped:
         (directory / "skipped.json").write_text(json.dumps([item._asdict() for item in skipped], indent=1))
     return directory

@@ -16,13 +16,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steerable.data import ImageSet
+from steerable.encoders import classifier_of
 from steerable.errors import FitError, MissingExtra
 from steerable.model import SteerableEncoder, steering_for
 from steerable.training.checkpoint import load_checkpoint, save_checkpoint
-from steerable.training.config import OptimizerConfig, TrainConfig
+from steerable.training.config import TrainConfig
 from steerable.training.objective import Learner, Objective
+from steerable.training.optimizer import build_optimizer, schedule
 from steerable.training.setup import build_learner, load_splits, precision_for
-from steerable.training.validation import refit, validate
+from steerable.training.validation import encode_all, refit, validate
 from steerable.transforms import Chain, build
 
 log = logging.getLogger("steerable")
@@ -52,13 +54,14 @@ class Run:
     """The state of one training run, and its steps."""
 
     def __init__(self, config: TrainConfig, train_set: ImageSet, test_set: ImageSet, directory: Path | None):
+        self.began = time.perf_counter()
         self.config, self.train_set, self.test_set, self.directory = config, train_set, test_set, directory
         self.chain: Chain = build(config.chain)
         self.fabric = _fabric(config)
         torch.manual_seed(generator_for(config.seed, WEIGHTS).initial_seed())
         learner = build_learner(config, self.chain, len(train_set.classes))
         learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        optimizer = _optimizer(learner, config.optimizer, fused=config.precision != "16-mixed")
+        optimizer = build_optimizer(learner, config.optimizer, fused=config.precision != "16-mixed")
         self.learner, self.optimizer = self.fabric.setup(learner, optimizer)
         self.module: Learner = learner
         self.ema = (
@@ -68,13 +71,24 @@ class Run:
         )
         self.steps_per_epoch = len(train_set) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.scheduler = LambdaLR(self.optimizer, _schedule(self.total_steps, config.optimizer.warmup))
+        self.scheduler = LambdaLR(self.optimizer, schedule(self.total_steps, config.optimizer.warmup))
         self.objective = Objective(config, distributed=self.fabric.world_size > 1)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         # the whole set lives on the device as bytes, so that a step waits for no transfer
         self.images = train_set.images.to(self.fabric.device)
-        self.labels = train_set.labels.to(self.fabric.device)
+        self.goals, self.teacher = self._goals()
+
+    def _goals(self) -> tuple[Tensor, Tensor | None]:
+        """What the base loss aims at, by training image; and the teacher's embeddings of the test images in distill.
+
+        The teacher is the network as the run starts. It sees each image untransformed, so that one pass serves all
+        epochs; it is in no checkpoint: a resumed run starts from the same weights and asks it again.
+        """
+        if self.config.base != "distill":
+            return self.train_set.labels.to(self.fabric.device), None
+        log.info("the teacher encodes %d images", len(self.train_set) + len(self.test_set))
+        return encode_all(self.module, self.train_set), encode_all(self.module, self.test_set)
 
     @property
     def epoch(self) -> int:
@@ -102,7 +116,7 @@ class Run:
         both = torch.cat([images, self.chain.apply(images, theta)]).contiguous(
             memory_format=torch.channels_last
         )
-        terms = self.objective(self.learner(both, theta), self.labels[index])
+        terms = self.objective(self.learner(both, theta), self.goals[index])
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["loss"])
         if self.config.optimizer.clip_norm:
@@ -130,6 +144,7 @@ class Run:
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
             "torch_rng": torch.get_rng_state(),
+            "seconds": time.perf_counter() - self.began,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -140,6 +155,7 @@ class Run:
             self.ema.load_state_dict(state["ema"])
         self.step, self.history = state["step"], state["history"]
         torch.set_rng_state(state["torch_rng"])
+        self.began -= state["seconds"]
 
     def save(self) -> None:
         if self.directory is not None:
@@ -151,10 +167,30 @@ class Run:
 
         learner = copy.deepcopy(self.averaged).cpu().eval()
         steering = learner.steering or steering_for(self.chain, learner.encoder.dim, "identity")
-        head = learner.readout if isinstance(learner.readout, nn.Linear) else None
-        return SteerableEncoder(
-            learner.encoder, self.chain, steering, head=head, classes=self.train_set.classes if head else ()
-        )
+        if isinstance(learner.readout, nn.Linear):
+            head, classes = learner.readout, self.train_set.classes
+        else:  # who stays near the teacher can be read by the teacher's classifier
+            head, classes = classifier_of(learner.encoder) if self.config.base == "distill" else None, ()
+        return SteerableEncoder(learner.encoder, self.chain, steering, head=head, classes=classes)
+
+    def record(self) -> dict[str, Any]:
+        """What the run has cost, and the figures of its last epoch (before the map is fitted once more).
+
+        seconds: everything, of all parts of a resumed run; passes: images encoded in steps and by the teacher.
+        """
+        n, batch = len(self.train_set), self.config.batch_size
+        taught = n + len(self.test_set) if self.teacher is not None else 0
+        figures = {k: v for k, v in self.history[-1].items() if isinstance(v, float) and math.isfinite(v)}
+        return {
+            "made_by": "train",
+            "base": self.config.base,
+            "images": n,
+            "epochs": self.config.epochs,
+            "steps": self.step,
+            "passes": 2 * batch * self.step + taught,
+            "seconds": round(time.perf_counter() - self.began, 1),
+            "last_epoch": figures,
+        }
 
 
 def train(
@@ -176,15 +212,14 @@ def train(
         FitError: a loss that is not finite; names the step, the terms and the last good checkpoint.
         MissingExtra: the [train] extra is not installed.
     """
-    from steerable.training.directory import open_directory, save_results
+    from steerable.training.directory import check_directory, open_directory, save_results
 
     config.check()
+    check_directory(out, config, resume=resume)
     train_set, test_set = load_splits(config)
-    run = Run(
-        config, train_set, test_set, None
-    )  # before the directory, which a wrong setting must not leave behind
-    directory = open_directory(out, config, resume=resume, skipped=train_set.skipped + test_set.skipped)
-    run.directory = directory
+    run = Run(config, train_set, test_set, None)
+    # only now, so that a wrong setting leaves no directory behind
+    directory = run.directory = open_directory(out, config, skipped=train_set.skipped + test_set.skipped)
     if directory is not None and resume and (found := load_checkpoint(directory / "checkpoints")):
         run.restore(found[0])
         log.info("resumed from %s at step %d", found[1], run.step)
@@ -199,6 +234,7 @@ def train(
     model = run.model()
     if config.refit and config.steering in ("basis", "shift", "low_rank"):
         model = refit(model, train_set, config)
+    model.record = run.record()
     result = TrainResult(model, directory, run.history)
     if directory is not None:
         save_results(directory, result)
@@ -223,7 +259,7 @@ def _epoch(run: Run, listener: Listener | None) -> dict[str, Any]:
             run.save()
     means = {name: value / steps for name, value in sums.items()}
     row = {"epoch": epoch + 1, "step": run.step, "images_per_second": speed if steps else None, **means}
-    return {**row, **validate(run.averaged, run.chain, run.train_set, run.test_set)}
+    return {**row, **validate(run.averaged, run.chain, run.train_set, run.test_set, run.teacher)}
 
 
 def _check_finite(run: Run, terms: dict[str, float]) -> None:
@@ -255,32 +291,3 @@ def _fabric(config: TrainConfig) -> Any:
     fabric = Fabric(accelerator="auto", devices=1, precision=precision_for(config.precision))  # pyright: ignore[reportArgumentType]
     fabric.launch()
     return fabric
-
-
-def _schedule(total: int, warmup: float) -> Callable[[int], float]:
-    warm = max(1, round(total * warmup))
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-    return factor
-
-
-def _optimizer(learner: Learner, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """fused: one kernel for all parameters; not with float16, whose scaler clips gradients in a step of its own."""
-    steering = list(learner.steering.parameters()) if learner.steering is not None else []
-    others = [
-        p for name, p in learner.named_parameters() if not name.startswith("steering.") and p.requires_grad
-    ]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay, "lr": config.lr},
-        # decay would pull norms' gains to zero, and the map to the identity, which is a choice of its own
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "lr": config.lr},
-        {"params": steering, "weight_decay": 0.0, "lr": config.lr * config.steering_lr},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, fused=fused)

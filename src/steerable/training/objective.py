@@ -38,6 +38,18 @@ class Learner(nn.Module):
         self.steering = steering
         self.negatives = config.negatives if "contrastive" in config.equivariance_weights else 0
         self.readout = _readout(encoder.dim, config, n_classes)
+        self.frozen_mode = config.base == "distill"
+
+    def train(self, mode: bool = True) -> "Learner":
+        """As for any module, but in distill the encoder stays in evaluation mode while its weights learn.
+
+        BatchNorm's running statistics are the teacher's and are right; those of one small batch, half of it
+        transformed, would move every embedding before anything is learned.
+        """
+        super().train(mode)
+        if self.frozen_mode:
+            self.encoder.eval()
+        return self
 
     def forward(self, images: Float[Tensor, "b2 3 h w"], theta: Float[Tensor, "b p"]) -> Views:
         """Images and their transforms, stacked, in one pass, so that both share BatchNorm's statistics."""
@@ -59,7 +71,7 @@ def _with_negatives(theta: Float[Tensor, "b p"], negatives: int) -> Float[Tensor
 def _readout(dim: int, config: TrainConfig, n_classes: int) -> nn.Module:
     if config.base == "supervised":
         return nn.Linear(dim, n_classes)
-    if config.base == "none":
+    if config.base in ("none", "distill"):
         return nn.Identity()
     width = config.projector
     return nn.Sequential(
@@ -74,13 +86,21 @@ class Objective:
         self.config = config
         self.base = _base_loss(config, distributed)
 
-    def __call__(self, views: Views, labels: Int[Tensor, " b"]) -> dict[str, Tensor]:
-        """Terms by name, unweighted, and their weighted sum as "loss"."""
+    def __call__(self, views: Views, goal: Int[Tensor, " b"] | Float[Tensor, "b d"]) -> dict[str, Tensor]:
+        """Terms by name, unweighted, and their weighted sum as "loss".
+
+        goal: labels, or in distill the teacher's embeddings of the images themselves.
+        """
         config = self.config
         terms: dict[str, Tensor] = {}
         weights = dict(config.equivariance_weights)
         if config.base == "supervised":
-            terms["supervised"] = F.cross_entropy(views.outputs, labels.repeat(2))
+            terms["supervised"] = F.cross_entropy(views.outputs, goal.repeat(2))
+        elif config.base == "distill":
+            # mean |e(x) - teacher(x)|^2 over the batch variance of the teacher's embeddings: no scale to tune, zero at
+            # the start. What is near in every coordinate keeps its neighbors, and the classifier its meaning, which
+            # a term on neighborhoods alone would not: they survive any rotation of the space
+            terms["distill"] = losses.squared(goal, goal, views.source)
         elif config.base != "none":
             terms[config.base] = self.base(*views.outputs.float().chunk(2))
         if views.orbits is not None:
@@ -102,7 +122,7 @@ class Objective:
 
 
 def _base_loss(config: TrainConfig, distributed: bool) -> Any:
-    if config.base in ("supervised", "none"):
+    if config.base in ("supervised", "distill", "none"):
         return None
     try:
         from lightly import loss as lightly_loss

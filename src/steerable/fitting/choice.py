@@ -1,0 +1,99 @@
+"""What held-out pairs choose: the expansion of theta, the number of inputs, and the strength of the ridge."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from steerable.fitting.pairs import need_two_groups
+from steerable.fitting.ridge import System
+from steerable.maps import Features
+
+_LOG = logging.getLogger(__name__)
+# strong to weak, on columns of unit power
+STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)
+LARGEST = "linear+squares+pairwise"  # what "auto" considers, with harmonics where there is a period
+_WORTH = 0.99  # a dearer expansion is taken where it has at most this share of the cheaper one's error
+
+
+class Choice(NamedTuple):
+    """A regression, with the strength and the held-out relative error that it reaches (nan: not needed)."""
+
+    features: Features
+    width: int
+    system: System
+    strength: float
+    error: float
+
+
+def expansions(largest: Features) -> list[Features]:
+    """What "auto" chooses from, all of them parts of the largest expansion, cheap to dear."""
+    names = ["linear", "linear+squares", LARGEST]
+    if "harmonics" in largest.terms:
+        names += ["linear+harmonics", LARGEST + "+harmonics"]
+    settings = largest.config()
+    found = [Features.from_config(settings | {"expansion": name}, largest.n_params) for name in names]
+    return sorted({f.n_features: f for f in reversed(found)}.values(), key=lambda f: f.n_features)
+
+
+def choose(
+    system: System,
+    largest: Features,
+    candidates: Sequence[Features],
+    widths: Sequence[int],
+    *,
+    ridge: float | None,
+    rank: int | None,
+    always: bool,
+) -> Choice:
+    """The candidate with the least held-out error; of two expansions the cheaper unless that costs 1 %.
+
+    Where there is nothing to choose, nothing is measured, unless `always`.
+
+    Raises:
+        FitError: there is something to choose, and no rows are held out or none are left to fit.
+    """
+    # without inputs nothing is penalized
+    strengths = STRENGTHS if ridge is None and system.strip > 1 else (ridge or 0.0,)
+    if not always and len(strengths) * len(candidates) * len(widths) == 1:
+        return Choice(largest, widths[0], system, strengths[0], math.nan)
+    need_two_groups(system.fitted.rows, system.held.rows)
+    best = None
+    for features in candidates:
+        columns = _columns(largest, features).to(system.scale.device)
+        tried = (_tried(features, width, system.block(columns, width), strengths, rank) for width in widths)
+        found = min(tried, key=lambda choice: choice.error)
+        if best is None or found.error < _WORTH * best.error:
+            best = found
+    return best  # pyright: ignore[reportReturnType]: candidates are not empty
+
+
+def _tried(
+    features: Features, width: int, system: System, strengths: Sequence[float], rank: int | None
+) -> Choice:
+    """From strong to weak until the error has risen twice."""
+    errors: list[float] = []
+    for strength in strengths:
+        error = system.held.relative_error(system.solve(system.fitted, strength, rank)[0])
+        errors.append(error if math.isfinite(error) else math.inf)
+        if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
+            break
+    error = min(errors)
+    strength = strengths[errors.index(error)]
+    k, d = features.n_features, system.fitted.cross.shape[1]
+    out = rank or d
+    _LOG.info(
+        "%s, %d inputs: held-out error %.4f at ridge %g; k = %d, %d coefficients, %d multiply-adds per "
+        "embedding and %d per view",
+        features.expansion, width, error, strength, k, k * (width + 1) * out, k * width * out, k * out,
+    )  # fmt: skip
+    return Choice(features, width, system, strength, error)
+
+
+def _columns(largest: Features, part: Features) -> torch.Tensor:
+    """Where part's basis functions stand among the largest expansion's."""
+    places = torch.arange(largest.n_features).split(list(largest.term_sizes.values()))
+    by_term = dict(zip(largest.terms, places, strict=True))
+    return torch.cat([by_term[term] for term in part.terms])

@@ -1,0 +1,165 @@
+"""Raw embeddings of images and of their views, kept on disk, so that nothing is encoded twice."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from steerable.data import ImageSet
+from steerable.data.cache import cache_root, write_whole
+from steerable.data.images import as_float
+from steerable.encoders import Encoder
+from steerable.transforms import Chain
+
+Progress = Callable[[int, int, str], None]
+PART = 256  # images in one file: what a kill can cost is the encoding of one part
+_STRIDE = 1_000_003  # seeds of two views never meet
+_LOG = logging.getLogger(__name__)
+
+
+class Pair(NamedTuple):
+    """A batch of pairs: source (n, d), theta (n, p), target (n, d), and image ids (n,)."""
+
+    source: Tensor
+    theta: Tensor
+    target: Tensor
+    ids: Tensor
+
+
+class Pairs:
+    """Batches of `Pair` that can be read any number of times; each image is encoded once plain, ``views`` times moved.
+
+    encoder: its raw embeddings (before the neck) are what is stored. images: as in `steerable.fit`.
+    folder: where parts are kept; by default a folder of the cache, named after the encoder's fingerprint, the
+        images, the chain and the seed, so that another run with any number of views goes on with what is there.
+    neck: what embeddings go through on their way out; none leaves them raw.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        images: ImageSet | Tensor,
+        chain: Chain,
+        *,
+        views: int,
+        seed: int,
+        folder: str | Path | None = None,
+        progress: Progress | None = None,
+    ):
+        self.encoder, self.chain, self.views, self.seed = encoder, chain, views, seed
+        self.pixels = images.images if isinstance(images, ImageSet) else images
+        self.folder = (
+            (cache_root() if folder is None else Path(folder).expanduser()) / "pairs" / self._key(images)
+        )
+        self.progress = progress
+        self.neck: nn.Module | None = None
+        self.encoded = 0
+        self._done = 0
+
+    def __len__(self) -> int:
+        return len(self.pixels) * self.views
+
+    def __iter__(self) -> Iterator[Pair]:
+        for start in range(0, len(self.pixels), PART):
+            source, _ = self._part(start, 0)
+            ids = torch.arange(start, start + len(source))
+            for view in range(1, self.views + 1):
+                target, theta = self._part(start, view)
+                yield Pair(self._through(source), theta, self._through(target), ids)
+
+    def plain(self) -> Float[Tensor, "n d"]:
+        """Embeddings of all images as they are."""
+        starts = range(0, len(self.pixels), PART)
+        return torch.cat([self._through(self._part(start, 0)[0]) for start in starts])
+
+    @property
+    def passes(self) -> int:
+        """Encoder passes in all, cached ones included."""
+        return len(self.pixels) * (1 + self.views)
+
+    def missing(self) -> int:
+        """Encoder passes that are not in the folder yet."""
+        return sum(
+            min(PART, len(self.pixels) - start)
+            for start in range(0, len(self.pixels), PART)
+            for view in range(self.views + 1)
+            if not self._path(start, view).exists()
+        )
+
+    def image_batch(self, start: int, size: int) -> Float[Tensor, "b 3 h w"]:
+        """Images from ``start`` on, as the encoder takes them."""
+        batch = self.pixels[start : start + size]
+        return as_float(batch) if batch.dtype == torch.uint8 else batch
+
+    def thetas(self, view: int) -> Float[Tensor, "n p"]:
+        """Theta of each image in that view; equal for equal seeds, whatever the number of views."""
+        generator = torch.Generator().manual_seed(self.seed * _STRIDE + view)
+        return self.chain.sample(len(self.pixels), generator=generator)
+
+    def _part(self, start: int, view: int) -> tuple[Tensor, Tensor]:
+        """Raw embeddings and thetas of one part in one view, from the folder or from the encoder."""
+        path = self._path(start, view)
+        found = _read(path)
+        if found is None:
+            batch = self.image_batch(start, PART).to(self.encoder.mean.device)
+            theta = self.thetas(view)[start : start + len(batch)] if view else self._no_theta(len(batch))
+            raw = self.encoder.raw(self.chain.apply(batch, theta) if view else batch).cpu()
+            found = {"raw": raw, "theta": theta}
+            write_whole(path, lambda partial: save_file(found, partial))
+            self.encoded += len(raw)
+        self._tell(len(found["raw"]))
+        return found["raw"], found["theta"]
+
+    def _tell(self, rows: int) -> None:
+        if self.progress is not None and self._done < self.passes:  # later readings encode nothing
+            self._done = min(self._done + rows, self.passes)
+            self.progress(self._done, self.passes, "pairs of plain and transformed images")
+
+    def _through(self, raw: Float[Tensor, "n r"]) -> Float[Tensor, "n d"]:
+        if self.neck is None:
+            return raw
+        with torch.no_grad():
+            return self.neck(raw)
+
+    def _no_theta(self, n: int) -> Float[Tensor, "n p"]:
+        return torch.zeros(n, len(self.chain.params))
+
+    def _path(self, start: int, view: int) -> Path:
+        return self.folder / f"images-{start:07d}-view-{view:03d}.safetensors"
+
+    def _key(self, images: ImageSet | Tensor) -> str:
+        facts = {
+            "encoder": self.encoder.raw_fingerprint(),
+            "images": _fingerprint(images),
+            "chain": self.chain.config(),
+            "seed": self.seed,
+            "part": PART,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _fingerprint(images: ImageSet | Tensor) -> str:
+    if isinstance(images, ImageSet):
+        return images.fingerprint
+    head = f"{tuple(images.shape)} {images.dtype}".encode()
+    return hashlib.sha256(head + images.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The part, or None where it is not there or damaged (it is then made anew)."""
+    if not path.exists():
+        return None
+    try:
+        found = load_file(path)
+        return {"raw": found["raw"], "theta": found["theta"]}
+    except (SafetensorError, KeyError, OSError) as error:
+        _LOG.warning("%s cannot be read (%s); it is made again", path, type(error).__name__)
+        return None
