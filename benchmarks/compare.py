@@ -7,6 +7,7 @@ written again after each run, so that what is measured is never lost.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ from steerable.auditing import audit
 from steerable.cli.parser import Parser
 from steerable.cli.train import train as train_command
 from steerable.data import ImageSet, load_images
+from steerable.encoders import load_encoder
 from steerable.evaluate import C_GRID, probe
 from steerable.model import SteerableEncoder
+from steerable.posthoc import fit
 from steerable.training import TrainConfig, train
 
 ARMS = {
@@ -29,6 +32,10 @@ ARMS = {
     "uniformity": ["--steering", "none", "--uniformity", "0.05"],
     "steerable": [],
 }
+FROZEN = (
+    "frozen"  # no training: the recipe's encoder as it is, with a map fitted afterwards (`steerable.fit`)
+)
+WITHOUT_MAP = ("control", "uniformity")
 JOINT = ("relative_error", "relative_error_cosine", "invariance_level", "r2", "mrr", "hit_at_1", "hit_at_5")
 PROBED = 5000  # training images of the linear probe
 
@@ -45,6 +52,20 @@ def trained(config: TrainConfig, folder: Path) -> SteerableEncoder:
     return SteerableEncoder.from_pretrained(folder / "bundle").eval()
 
 
+def fitted(config: TrainConfig, images: ImageSet) -> SteerableEncoder:
+    """The recipe's encoder, its weights untouched, with the recipe's family of maps."""
+    encoder = load_encoder(**dataclasses.asdict(config.encoder))
+    return fit(
+        encoder,
+        images,
+        config.chain,
+        map=config.steering,
+        features=config.features,
+        views=4,
+        seed=config.seed,
+    )
+
+
 def log(name: str, row: Mapping[str, Any]) -> None:
     if "epoch" in row:
         shown = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
@@ -56,7 +77,7 @@ def encode(model: SteerableEncoder, images: ImageSet) -> torch.Tensor:
 
 
 def measure(
-    model: SteerableEncoder, train_set: ImageSet, test_set: ImageSet, seed: int
+    model: SteerableEncoder, train_set: ImageSet, test_set: ImageSet, seed: int, n_images: int
 ) -> list[dict[str, Any]]:
     """Rows of one model: joint and per parameter, for its own map, a ridge map fitted afterwards, and the identity."""
     e = encode(model, test_set)
@@ -64,12 +85,16 @@ def measure(
     accuracy = {
         "probe_accuracy": probe(encode(model, few), few.labels, e, test_set.labels, grid=C_GRID[::5]).accuracy
     }
-    if model.head is not None:
+    if model.head is not None and model.classes == test_set.classes:
         with torch.no_grad():
             accuracy["test_accuracy"] = (model.head(e).argmax(1) == test_set.labels).double().mean().item()
     # the audit's own seed is one for all, so that all models meet the same images and thetas
     report = audit(
-        model, test_set.subset(range(min(2000, len(test_set)))), n_images=400, n_pool=100, strengths=1
+        model,
+        test_set.subset(range(min(2000, len(test_set)))),
+        n_images=n_images,
+        n_pool=n_images // 4,
+        strengths=1,
     )
     rows = []
     for row in report.rows:
@@ -82,7 +107,7 @@ def measure(
 
 def joint(rows: Sequence[Mapping[str, Any]], arm: str, name: str) -> list[float]:
     """One figure per seed: by the model's own map, by the ridge map for the controls, which have none."""
-    lead = "map" if arm == "steerable" else "ridge"
+    lead = "ridge" if arm in WITHOUT_MAP else "map"
     found = [row for row in rows if (row["arm"], row["map"], row["param"]) == (arm, lead, "joint")]
     return [row[name] for row in sorted(found, key=lambda row: row["seed"])]
 
@@ -124,8 +149,9 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--data", default=None, help="folder with local copies of data sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["control", "steerable"])
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, FROZEN], default=["control", "steerable"])
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--measured", type=int, default=400, help="test images that are measured")
     parser.add_argument("--only-train", action="store_true", help="train what is missing and measure nothing")
     args = parser.parse_args()
     name = Path(args.recipe).stem
@@ -139,16 +165,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         for arm in args.arms:
-            settings = read(args.recipe, [*words, *ARMS[arm], "--seed", str(seed)])
-            model = trained(settings, args.runs / name / f"{arm}-seed{seed}")
+            settings = read(args.recipe, [*words, *ARMS.get(arm, []), "--seed", str(seed)])
+            folder = args.runs / name / f"{arm}-seed{seed}"
+            model = fitted(settings, sets[0]) if arm == FROZEN else trained(settings, folder)
             if args.only_train:
                 continue
-            rows.extend({"arm": arm, **row} for row in measure(model, *sets, seed))
+            rows.extend({"arm": arm, **row} for row in measure(model, *sets, seed, args.measured))
             choice = f"--seeds {' '.join(map(str, args.seeds))} --arms {' '.join(args.arms)}"
             record(
                 name,
-                claim=f"{name}: steerable against the control at equal encoder passes, ranks among 50 views of "
-                "one image; the control's figures by a ridge map fitted afterwards",
+                claim=f"{name}: {' against '.join(reversed(args.arms))}, ranks among 50 views of one image; the "
+                "control's figures by a ridge map fitted afterwards, at equal encoder passes",
                 command=f"python benchmarks/compare.py {args.recipe} --data DATA {choice}",
                 seeds=args.seeds,
                 rows=averaged(rows),
