@@ -8,20 +8,30 @@ images of both, apart. Passes are cached: a second run only fits and measures. W
 """
 
 import argparse
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from record import figure, record
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from steerable.auditing.measure import motion_figures, rank_figures
 from steerable.auditing.plan import drawn_alone, only, spaced
 from steerable.data import ImageSet, load_images
 from steerable.data.cache import write_whole
 from steerable.data.images import random_order
-from steerable.encoders import Encoder, load_encoder
-from steerable.evaluate import C_GRID
+from steerable.encoders import Encoder, Neck, load_encoder
+from steerable.errors import FitError
+from steerable.evaluate import C_GRID, probe
+from steerable.fitting import LARGEST, fit_embeddings
+from steerable.maps import SteeringMap
+from steerable.model import features_for
+from steerable.posthoc.adapter import adapted
 from steerable.posthoc.pairs import Pairs
 from steerable.transforms import Chain
 
@@ -182,18 +192,19 @@ class Bench:
                         facts | {"param": param.name} | self.figures(kind, param.name, rung.embed, steering)
                         for param in self.chain.params
                     ]
-        self.write(rows, alone)
+            self.write(rows, alone)  # after each rung, so that what is measured is never lost
 
     def rungs(self) -> "Iterator[Rung]":
         """From the cheapest to the dearest; a neck is made when its rung is reached."""
         final = Rung("identity", "final", Columns(self.final), self, by_parameter=True)
         yield final
-        for name in ("shift", "basis", "low_rank", "rotation", "exponential"):
+        for name in ("shift", "basis", "low_rank"):
             extra = {"rank": 64} if name == "low_rank" else {}
             yield final.but(f"maps: {name}", map=name, by_parameter=True, **extra)
         yield final.but("maps: basis, features auto", map="basis", features="auto")
         yield final.but("maps: basis, cosine", map="basis", refine="cosine")
         yield final.but("maps: basis, contrastive", map="basis", refine="contrastive")
+        self.pairs.neck = None
         raw = self.pairs.plain()
         yield from self._adapted(
             "final",
