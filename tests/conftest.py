@@ -19,6 +19,14 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Embeddings that tests keep, in this process or in others that they start, end with the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEERABLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """Seeded anew for every test."""

@@ -155,7 +155,7 @@ def test_an_unknown_baseline_and_an_absent_package(head, monkeypatch):
     with pytest.raises(ConfigError, match="did you mean mahalanobis"):
         baseline("mahalanobi", head)
     monkeypatch.setitem(__import__("sys").modules, "pytorch_ood", None)
-    with pytest.raises(MissingExtra, match=r"steerable\[ood\]"):
+    with pytest.raises(MissingExtra, match=r"steerable\[eval\]"):
         baseline("msp", head)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from steerable.data import ImageSet
 from steerable.encoders import FINAL, Encoder, Neck, check_pixels, classifier_of
-from steerable.errors import ConfigError, one_of
-from steerable.fitting import LARGEST, check_room, fit_embeddings
+from steerable.errors import ConfigError, FitError
+from steerable.fitting import LARGEST, fit_embeddings
 from steerable.maps import SteeringMap
 from steerable.model import SteerableEncoder, features_for, steering_for
-from steerable.posthoc.adapter import ADAPTERS, WIDTH, adapted
-from steerable.posthoc.pairs import Pairs, Progress
-from steerable.posthoc.plan import make_plan
+from steerable.posthoc.adapter import adapted
+from steerable.posthoc.pairs import Pair, Pairs, Progress
+from steerable.posthoc.plan import check_memory, duration, make_plan
 from steerable.transforms import Chain, Transform
 
+SAMPLE = 8192  # images that joined layers are standardized on
 _LOG = logging.getLogger(__name__)
 
 
@@ -42,8 +43,8 @@ def fit(
 ) -> SteerableEncoder:
     """Make a frozen encoder steerable: encode images plain and transformed, and fit a map to the pairs.
 
-    encoder: an `Encoder`, or any module from images (b, 3, h, w) in [0, 1] to (b, d); not changed. One with layers
-        and without a neck gets a neck that standardizes its columns.
+    encoder: an `Encoder`, or any module from images (b, 3, h, w) in [0, 1] to (b, d); not changed. One that joins
+        layers and has no neck gets one that standardizes its columns, on 8,192 of the images or a few more.
     images: an ImageSet, or (n, 3, h, w) floating RGB in [0, 1]. Labels are not used.
     chain: the transforms that it is to be steered by.
     map, features, ridge, rank, projection, refine, memory: as in `fit_embeddings`. Choices are made on images held
@@ -53,7 +54,7 @@ def fit(
         up what moves predictably; see `steerable.posthoc.adapter`.
     cache: folder in which raw embeddings are kept, by encoder, images, chain and seed; by default $STEERABLE_CACHE or
         ~/.cache/steerable. An interrupted run goes on with what is there.
-    seed: of the thetas. progress: called with (encoder passes done, passes in all, what is being done).
+    seed: of thetas and of training. progress: called with (encoder passes done, passes in all, what is being done).
 
     The plan (passes, time, memory) is logged at INFO before it starts. Pairs are streamed into normal equations, so
     that memory does not grow with their number, except for families without a closed form (rotation, exponential),
@@ -61,52 +62,86 @@ def fit(
     with, where it still fits, is its ``head``.
 
     Raises:
-        ConfigError: an unknown map, features, adapter or chain, or no views.
+        ConfigError: an unknown map, features, adapter or chain, no views, or an adapter for an encoder with a neck.
         ShapeError: images that `SteerableEncoder.encode` refuses.
-        FitError: too few images to fit to, or normal equations over the memory (before anything is encoded).
+        FitError: too few images, or more than the memory (before anything is encoded).
     """
+    plain = _checked(encoder, images, chain, views, adapter)
+    given = plain.encoder
+    expansion = features_for(plain.chain, LARGEST if features == "auto" else features)
+    needed = check_memory(
+        given, expansion, images=len(images), views=views, map=map, projection=projection, refine=refine,
+        adapter=adapter, memory=memory,
+    )  # fmt: skip
+    settings: dict[str, Any] = {"map": map, "features": expansion, "projection": projection}
+    if features == "auto":
+        scales, periods = expansion.scale_values, expansion.period_values
+        settings |= {"features": features, "scales": scales, "periods": periods}
+    began = time.perf_counter()
+    pairs = Pairs(given, images, plain.chain, views=views, seed=seed, folder=cache, progress=progress)
+
+    options = {"ridge": ridge, "rank": rank, "refine": refine, "memory": memory}
+    try:
+        # not strict: networks with ReLU have dead coordinates, and those need no motion
+        fitted = fit_embeddings(
+            _batches(pairs, needed, adapter, settings, memory, seed), **settings, **options, strict=False
+        )
+    except BaseException:
+        if pairs.encoded:
+            kept = f"{pairs.encoded:,} new encoder passes are kept in {pairs.folder}"
+            _LOG.info("%s; the same call goes on there", kept)
+        raise
+    seconds = time.perf_counter() - began
+    record = {
+        "made_by": "fit", "images": len(pairs.pixels), "views": views, "pairs": len(pairs), "passes": pairs.passes,
+        "passes_new": pairs.encoded, "seconds": round(seconds, 2), "adapter": adapter, "refine": refine,
+    }  # fmt: skip
+    _LOG.info(
+        "fitted to %s pairs in %s; %s encoder passes, %s of them new",
+        *(f"{len(pairs):,}", duration(seconds), f"{pairs.passes:,}", f"{pairs.encoded:,}"),
+    )
+    return _model(pairs, fitted, record)
+
+
+def _checked(
+    encoder: Encoder | nn.Module,
+    images: ImageSet | Tensor,
+    chain: Chain | Transform | str | Mapping[str, Any],
+    views: int,
+    adapter: str | None,
+) -> SteerableEncoder:
+    """Encoder and chain in one, with the identity for a map."""
     if views < 1:
         raise ConfigError(
             f"views is {views}; expected at least 1 transformed version of each image: raise it"
         )
-    if adapter is not None and adapter not in ADAPTERS:
-        raise ConfigError(f"adapter is {adapter!r}; {one_of(adapter, ADAPTERS)}")
     if isinstance(images, Tensor):
         check_pixels(images)
+    if len(images) < 2:
+        raise FitError(
+            f"there are {len(images)} images; expected 2 at least, one of them to hold out: give more"
+        )
     plain = SteerableEncoder(encoder, chain)
-    given = plain.encoder
-    expansion = features_for(plain.chain, LARGEST if features == "auto" else features)
-    dim = min(WIDTH, given.raw_dim) if adapter else given.dim
-    needed = check_room(map, dim, expansion, projection=projection, memory=memory)
-    began = time.perf_counter()
-    pairs = Pairs(given, images, plain.chain, views=views, seed=seed, folder=cache, progress=progress)
+    if adapter is not None and plain.encoder.neck is not None:
+        raise ConfigError(
+            f"adapter is {adapter!r} and the encoder has a neck already; expected an encoder without one: give "
+            "encoder.with_neck(None), or leave adapter out"
+        )
+    return plain
+
+
+def _batches(
+    pairs: Pairs,
+    needed: int,
+    adapter: str | None,
+    settings: Mapping[str, Any],
+    memory: float | int,
+    seed: int,
+) -> Iterator[Pair]:
+    """All pairs. A generator, so that `fit_embeddings` checks its arguments before anything is encoded."""
     _LOG.info("%s", make_plan(pairs, needed))
-    settings = {
-        "map": map,
-        "features": features if features == "auto" else expansion,
-        "projection": projection,
-    }
-    if features == "auto":
-        settings |= {"scales": expansion.scale_values, "periods": expansion.period_values}
-    options = {"ridge": ridge, "rank": rank, "refine": refine, "memory": memory}
-    try:
-        pairs.neck = _neck(pairs, adapter, settings, memory, seed)
-        # not strict: networks with ReLU have dead coordinates, and those need no motion
-        fitted = fit_embeddings(pairs, **settings, **options, strict=False)
-    except BaseException:
-        if pairs.encoded:
-            _LOG.info(
-                "%d new encoder passes are kept in %s; the same call goes on there",
-                pairs.encoded,
-                pairs.folder,
-            )
-        raise
-    ended = time.perf_counter()
-    record = {
-        "made_by": "fit", "images": len(pairs.pixels), "views": views, "pairs": len(pairs), "passes": pairs.passes,
-        "passes_new": pairs.encoded, "seconds": round(ended - began, 2), "adapter": adapter, "refine": refine,
-    }  # fmt: skip
-    return _model(pairs, fitted, record)
+    pairs.neck = _neck(pairs, adapter, settings, memory, seed)
+    yield from pairs
 
 
 def _neck(
@@ -114,14 +149,9 @@ def _neck(
 ) -> Neck | None:
     """The encoder's own, or a standardizing one where layers are joined, with an adapter where one is asked for."""
     encoder = pairs.encoder
-    if encoder.neck is not None and adapter is not None:
-        raise ConfigError(
-            f"adapter is {adapter!r} and the encoder has a neck already; expected an encoder without one: give "
-            "encoder.with_neck(None), or leave adapter out"
-        )
     if encoder.neck is not None or (adapter is None and tuple(encoder.layers) == (FINAL,)):
         return encoder.neck
-    raw = pairs.plain()
+    raw = pairs.plain(SAMPLE if adapter is None else None)
     neck = Neck.standardizing(raw, encoder.layers)
     if adapter is None:
         return neck
@@ -136,11 +166,15 @@ def _neck(
 
 def _model(pairs: Pairs, fitted: SteeringMap, record: dict[str, Any]) -> SteerableEncoder:
     """Encoder, neck, map with the chain's laws, and the pretrained classifier where it still fits."""
-    encoder = pairs.encoder if pairs.neck is pairs.encoder.neck else pairs.encoder.with_neck(pairs.neck)
+    encoder = pairs.encoder.with_neck(pairs.neck) if isinstance(pairs.neck, Neck) else pairs.encoder
     shape = {key: value for key, value in fitted.config().items() if key in ("rank", "inner")}
     steering = steering_for(pairs.chain, encoder.dim, fitted.name, fitted.features.expansion, **shape)
     steering.load_state_dict(fitted.state_dict())
-    head = classifier_of(encoder)
+    try:
+        head = classifier_of(encoder)
+    except ConfigError as error:  # the map is made; a classifier that cannot be reached shall not cost it
+        head = None
+        _LOG.warning("no classifier is kept: %s", error)
     device = encoder.mean.device
     model = SteerableEncoder(encoder, pairs.chain, steering.to(device), head=head, record=record)
     return model.to(device).eval()

@@ -38,9 +38,11 @@ class Pairs:
     """Batches of `Pair` that can be read any number of times; each image is encoded once plain, ``views`` times moved.
 
     encoder: its raw embeddings (before the neck) are what is stored. images: as in `steerable.fit`.
-    folder: where parts are kept; by default a folder of the cache, named after the encoder's fingerprint, the
-        images, the chain and the seed, so that another run with any number of views goes on with what is there.
-    neck: what embeddings go through on their way out; none leaves them raw.
+    folder: parts are kept under pairs/KEY in it; by default the cache. KEY stands for the encoder, the images, the
+        chain and the seed, so that another run with any number of views goes on with what is there.
+
+    The attribute ``neck``, None at first, is what embeddings go through on their way out; ``encoded`` counts the
+    images that had to be encoded.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Pairs:
         self.progress = progress
         self.neck: nn.Module | None = None
         self.encoded = 0
-        self._done = 0
+        self._told: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self.pixels) * self.views
@@ -75,10 +77,11 @@ class Pairs:
                 target, theta = self._part(start, view)
                 yield Pair(self._through(source), theta, self._through(target), ids)
 
-    def plain(self) -> Float[Tensor, "n d"]:
-        """Embeddings of all images as they are."""
+    def plain(self, most: int | None = None) -> Float[Tensor, "n d"]:
+        """Embeddings of all images as they are, or of ``most`` at least, in parts spread evenly over them."""
         starts = range(0, len(self.pixels), PART)
-        return torch.cat([self._through(self._part(start, 0)[0]) for start in starts])
+        stride = 1 if most is None else max(1, len(starts) // -(-most // PART))
+        return torch.cat([self._through(self._part(start, 0)[0]) for start in starts[::stride]])
 
     @property
     def passes(self) -> int:
@@ -107,7 +110,7 @@ class Pairs:
     def _part(self, start: int, view: int) -> tuple[Tensor, Tensor]:
         """Raw embeddings and thetas of one part in one view, from the folder or from the encoder."""
         path = self._path(start, view)
-        found = _read(path)
+        found = self._read(path, min(PART, len(self.pixels) - start))
         if found is None:
             batch = self.image_batch(start, PART).to(self.encoder.mean.device)
             theta = self.thetas(view)[start : start + len(batch)] if view else self._no_theta(len(batch))
@@ -115,19 +118,38 @@ class Pairs:
             found = {"raw": raw, "theta": theta}
             write_whole(path, lambda partial: save_file(found, partial))
             self.encoded += len(raw)
-        self._tell(len(found["raw"]))
+        self._tell(start, view, len(found["raw"]))
         return found["raw"], found["theta"]
 
-    def _tell(self, rows: int) -> None:
-        if self.progress is not None and self._done < self.passes:  # later readings encode nothing
-            self._done = min(self._done + rows, self.passes)
-            self.progress(self._done, self.passes, "pairs of plain and transformed images")
+    def _read(self, path: Path, rows: int) -> dict[str, Tensor] | None:
+        """The part, or None where it is not there or damaged (it is then made again)."""
+        if not path.exists():
+            return None
+        shapes = {"raw": (rows, self.encoder.raw_dim), "theta": (rows, len(self.chain.params))}
+        try:
+            found = load_file(path)
+            got = {name: tuple(part.shape) for name, part in found.items()}
+            if got == shapes and all(part.dtype == torch.float32 for part in found.values()):
+                return found
+            reason = f"it holds {got}, expected {shapes} in float32"
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        _LOG.warning("%s is damaged (%s); it is made again", path, reason)
+        return None
+
+    def _tell(self, start: int, view: int, rows: int) -> None:
+        if self.progress is not None and (start, view) not in self._told:  # later readings encode nothing
+            self._told[start, view] = rows
+            self.progress(sum(self._told.values()), self.passes, "pairs of plain and transformed images")
 
     def _through(self, raw: Float[Tensor, "n r"]) -> Float[Tensor, "n d"]:
         if self.neck is None:
             return raw
+        place = next(
+            iter(self.neck.state_dict().values()), raw
+        ).device  # an encoder's own neck may be on a GPU
         with torch.no_grad():
-            return self.neck(raw)
+            return self.neck(raw.to(place)).cpu()
 
     def _no_theta(self, n: int) -> Float[Tensor, "n p"]:
         return torch.zeros(n, len(self.chain.params))
@@ -143,23 +165,20 @@ class Pairs:
             "seed": self.seed,
             "part": PART,
         }
+        spec = self.encoder.spec
+        if len(self.pixels) and (spec is None or spec.get("model_args")):
+            # equal weights may compute something else in another module: its answer is part of its name
+            answer = self.encoder.raw(self.image_batch(0, 1).to(self.encoder.mean.device))
+            facts["answer"] = _digest("", answer)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _fingerprint(images: ImageSet | Tensor) -> str:
     if isinstance(images, ImageSet):
         return images.fingerprint
-    head = f"{tuple(images.shape)} {images.dtype}".encode()
-    return hashlib.sha256(head + images.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return _digest(f"{tuple(images.shape)} {images.dtype}", images)
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """The part, or None where it is not there or damaged (it is then made anew)."""
-    if not path.exists():
-        return None
-    try:
-        found = load_file(path)
-        return {"raw": found["raw"], "theta": found["theta"]}
-    except (SafetensorError, KeyError, OSError) as error:
-        _LOG.warning("%s cannot be read (%s); it is made again", path, type(error).__name__)
-        return None
+def _digest(head: str, values: Tensor) -> str:
+    data = values.detach().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(head.encode() + data).hexdigest()

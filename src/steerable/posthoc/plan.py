@@ -3,6 +3,11 @@
 import time
 from dataclasses import dataclass
 
+from steerable.encoders import Encoder
+from steerable.errors import FitError
+from steerable.fitting import check_room
+from steerable.maps import Features
+from steerable.posthoc.adapter import adapted_width, check_adapter
 from steerable.posthoc.pairs import Pairs
 
 PROBE = 16  # images of the short probe that the time is estimated from
@@ -38,6 +43,40 @@ def make_plan(pairs: Pairs, memory: int) -> Plan:
     seconds = missing * _seconds_per_pass(pairs) if missing else None
     disk = pairs.passes * (pairs.encoder.raw_dim + len(pairs.chain.params)) * 4
     return Plan(len(pairs.pixels), pairs.views, pairs.passes, missing, seconds, disk, memory)
+
+
+def check_memory(
+    encoder: Encoder,
+    expansion: Features,
+    *,
+    images: int,
+    views: int,
+    map: str,
+    projection: int | str | None,
+    refine: str | None,
+    adapter: str | None,
+    memory: float | int,
+) -> int:
+    """Bytes that the largest step of the fit will need, known before anything is encoded. Arguments as in `fit`.
+
+    Raises:
+        ConfigError: an unknown adapter. FitError: more than the memory, or too few images for an adapter.
+    """
+    dim, needs = encoder.dim, []
+    if adapter is not None:
+        needs.append(check_adapter(adapter, images, views, encoder.raw_dim, memory=memory))
+        dim = adapted_width(images, encoder.raw_dim)
+        needs.append(check_room("basis", dim, expansion, projection=projection, memory=memory))
+    needs.append(check_room(map, dim, expansion, projection=projection, memory=memory))
+    if refine is not None or map in ("rotation", "exponential"):
+        kept = images * views * (2 * dim + expansion.n_params) * 4
+        if kept > memory * 2**30:
+            raise FitError(
+                f"this fit keeps its pairs, and these need {kept / 2**30:.2g} GiB; expected at most memory={memory:g}: "
+                "give fewer images or views, raise memory, or take a closed form alone"
+            )
+        needs.append(kept)
+    return max(needs)
 
 
 def _seconds_per_pass(pairs: Pairs) -> float:
