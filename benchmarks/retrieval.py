@@ -35,7 +35,9 @@ def models(runs: Path, seed: int, images: ImageSet, cache: Path) -> Iterator[tup
         chain = Chain([*model.chain.members, Rotate(DEGREES)])
         yield (
             f"{arm}, fitted map",
-            fit(model.encoder, images, chain, features="linear+squares", projection=None, cache=cache),
+            fit(
+                model.encoder, images, chain, features="linear+squares", projection=None, views=2, cache=cache
+            ),
         )
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--queries", type=int, default=150)
     args = parser.parse_args()
     train = load_images("uoft-cs/cifar10", split="train", limit=FITTED, root=args.data)
     gallery = load_images("uoft-cs/cifar10", split="test", root=args.data)

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--clean", type=int, default=2000)
     parser.add_argument("--corrupted", type=int, default=1000)
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds of true augmentation, each set")
+    parser.add_argument("--budget", type=float, default=6.0, help="seconds of true augmentation, each set")
     args = parser.parse_args()
     test = load_images("uoft-cs/cifar10", split="test", limit=args.clean, root=args.data)
     fewer = test.subset(range(min(args.corrupted, len(test))))
@@ -125,7 +125,7 @@ def main() -> None:
             "afterwards; views are COUNT x STRENGTH, or a named set",
             command="python benchmarks/tta.py RUNS --data DATA --cache CACHE --seeds "
             + " ".join(map(str, args.seeds)),
-            seeds=args.seeds,
+            seeds=args.seeds[: args.seeds.index(seed) + 1],
             rows=rows,
             figures=summary(rows, by_seed),
         )

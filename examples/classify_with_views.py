@@ -29,7 +29,9 @@ def main(
     test = load_images(images, split="test", size=size, limit=400)
 
     model: SteerableEncoder = fit(network, train, "photometric", features="linear+squares")
-    head, _ = linear_head(model.encode(train.float_images(range(len(train)))), train.labels, grid=(1e-3, 1e-1))
+    head, _ = linear_head(
+        model.encode(train.float_images(range(len(train)))), train.labels, grid=(1e-3, 1e-1)
+    )
 
     x = test.float_images(range(len(test)))
     e, labels = model.encode(x), test.labels  # the only encoder pass that steering needs

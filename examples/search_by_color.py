@@ -2,8 +2,8 @@
 
     python examples/search_by_color.py [--encoder timm/resnet18 --pretrained] [--images FOLDER] [--saturation 0.6]
 
-Recolored images are hidden in a gallery; the question to it is the plain image, steered. By default the encoder is a small
-one with random weights and the images are bundled photographs, so that nothing is downloaded.
+Recolored images are hidden in a gallery; the question to it is the plain image, steered. By default the encoder is
+a small one with random weights and the images are bundled photographs, so that nothing is downloaded.
 """
 
 import argparse

@@ -14,7 +14,10 @@ def load(name: str) -> dict:
 
 
 def test_every_example_is_tested_here():
-    tested = {"steer_an_embedding", "fit_embeddings_from_anywhere", "train_on_photos"}
+    tested = {
+        "classify_with_views", "fit_embeddings_from_anywhere", "search_by_color", "steer_an_embedding",
+        "train_on_photos",
+    }  # fmt: skip
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -27,6 +30,18 @@ def test_more_features_fit_a_curved_world_better():
     errors = load("fit_embeddings_from_anywhere")["main"](n=2000)
     assert errors["linear"] < 0.05
     assert errors["linear+squares"] < errors["linear"] / 5
+
+
+def test_steered_views_are_classified_beside_their_controls():
+    accuracy = load("classify_with_views")["main"](n=300, size=16, views=20)
+    assert accuracy["no views"] > 0.3, "ten classes"
+    assert accuracy["chosen views, steered"] > accuracy["no views"] - 0.06
+    assert len(accuracy) == 6
+
+
+def test_a_steered_query_finds_the_recolored_image():
+    found = load("search_by_color")["main"](n=400, size=16)
+    assert found["steered"] > 2 * found["unsteered"]
 
 
 def test_control_and_steerable_encoder_are_trained_and_audited(tmp_path: Path):
