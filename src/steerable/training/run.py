@@ -106,18 +106,24 @@ class Run:
 
         Nothing here waits for a GPU (float16 apart, whose scaler looks at the gradients): the CPU runs ahead of it.
         """
+        return self.learn(*self.inputs(index))
+
+    def inputs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step takes, on the device: images, then their transforms (2b, 3, h, w); thetas (b, p); goals."""
         device = self.fabric.device
         here = sent(index, device)
         # chosen before they travel where the whole set does not fit
         images = sent(self.images[here if self.images.device == device else index], device).float() / 255
         # the small algebra of theta stays on the CPU, which is free while the device works on the step before
         theta = self.chain.sample(len(index), generator=generator_for(self.config.seed, THETA, self.step))
-        both = torch.cat([images, self.chain.apply(images, theta)]).contiguous(
-            memory_format=torch.channels_last
-        )
+        both = torch.cat([images, self.chain.apply(images, theta)])
+        return both.contiguous(memory_format=torch.channels_last), sent(theta, device), self.goals[here]
+
+    def learn(self, both: Tensor, theta: Tensor, goals: Tensor) -> dict[str, Tensor]:
+        """One optimizer step on prepared inputs."""
         with trusted():
-            views = self.learner(both, sent(theta, device))
-        terms = self.objective(views, self.goals[here])
+            views = self.learner(both, theta)
+        terms = self.objective(views, goals)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["loss"])
         if self.config.optimizer.clip_norm:
