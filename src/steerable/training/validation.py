@@ -4,7 +4,7 @@ import logging
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerable import metrics
 from steerable.data import ImageSet
@@ -43,7 +43,7 @@ def validate(
     target = torch.cat([learner.encoder.encode(view) for view in views])
     source = e[:queries]
     figures = {"invariance_level": metrics.invariance_level(source, target)}
-    if learner.steering is not None:
+    if learner.steering is not None and learner.steers_embedding:
         figures["relative_error"] = metrics.relative_error(source, target, learner.steering(source, theta))
     if teacher is not None:
         figures["teacher_distance"] = metrics.invariance_level(teacher, e)
@@ -53,8 +53,8 @@ def validate(
         figures["knn_accuracy"] = metrics.knn_accuracy(
             gallery, train_set.labels[: len(gallery)].to(device), e, labels
         )
-        if isinstance(learner.readout, nn.Linear):
-            figures["test_accuracy"] = (learner.readout(e).argmax(1) == labels).double().mean().item()
+        if (head := learner.head()) is not None:
+            figures["test_accuracy"] = (head(e).argmax(1) == labels).double().mean().item()
     learner.train(training)
     return figures
 
@@ -76,7 +76,7 @@ def refit(
     few = images.subset(range(min(pairs, len(images))))
     views = min(5, max(1, pairs // len(few)))  # more views of the same images add little
     stream = model.pairs(few.batches(500), views=views, generator=_seeded(1))
-    family, features = config.steering, model.steering.features
+    family, features = model.steering.name, model.steering.features
     try:
         # not strict: ReLU networks have dead coordinates, and those need no motion
         fitted = fit_embeddings(stream, map=family, features=features, projection="auto", strict=False)
