@@ -4,6 +4,7 @@ Everywhere source is e(x), target e(t x), and steered M(theta) e(x) + b(theta). 
 unit vectors normalizes here.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -99,7 +100,8 @@ def uniformity(e: Float[Tensor, "b d"], *, t: float = 2.0) -> Float[Tensor, ""]:
     Representation Learning through Alignment and Uniformity on the Hypersphere (arXiv 2005.10242).
     """
     u = F.normalize(e, dim=-1)
-    cosine = u @ u.T
     b = e.shape[0]
-    pairs = cosine[~torch.eye(b, dtype=torch.bool, device=e.device)]
-    return (2 * t * (pairs - 1)).logsumexp(0) - torch.tensor(float(b * (b - 1)), device=e.device).log()
+    # an item's distance to itself is masked, not cut out: a GPU would be waited for
+    itself = torch.eye(b, dtype=torch.bool, device=e.device)
+    pairs = (2 * t * (u @ u.T - 1)).masked_fill(itself, -math.inf)
+    return pairs.flatten().logsumexp(0) - (math.log(b * (b - 1)) if b > 1 else -math.inf)

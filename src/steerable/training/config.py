@@ -113,8 +113,12 @@ class TrainConfig:
     """fit the map once more in closed form after training (basis, shift and low_rank)"""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed where the hardware has it, else 32-true"""
+    compile: bool = False
+    """compile the encoder's network: slower to start, faster by the step on a GPU"""
+    validate_every: int = 1
+    """epochs between validations; the last epoch always has one"""
     checkpoint_every: int = 200
-    """steps between checkpoints; one is also written after each epoch"""
+    """steps between checkpoints; one is also written after each epoch that is validated"""
     seed: int = 0
     """of weights, order and thetas"""
 
@@ -178,7 +182,8 @@ class TrainConfig:
             )
         for name, value, least in (
             ("epochs", self.epochs, 1), ("batch_size", self.batch_size, 2), ("negatives", self.negatives, 1),
-            ("checkpoint_every", self.checkpoint_every, 1), ("optimizer.lr", self.optimizer.lr, 0),
+            ("checkpoint_every", self.checkpoint_every, 1), ("validate_every", self.validate_every, 1),
+            ("optimizer.lr", self.optimizer.lr, 0),
             ("temperature", self.temperature, 1e-4), ("projector", self.projector, 2),
         ):  # fmt: skip
             if not value >= least:

@@ -75,7 +75,7 @@ def refit(
     """
     few = images.subset(range(min(pairs, len(images))))
     views = min(5, max(1, pairs // len(few)))  # more views of the same images add little
-    stream = model.pairs(few.batches(500), views=views, generator=_seeded(1))
+    stream = model.pairs(few.batches(500, device=model.device), views=views, generator=_seeded(1))
     family, features = model.steering.name, model.steering.features
     try:
         # not strict: ReLU networks have dead coordinates, and those need no motion
@@ -86,8 +86,10 @@ def refit(
     sizes = {key: value for key, value in fitted.config().items() if key in ("inner", "rank")}
     steering = build_map(model.steering.config() | sizes)
     steering.load_state_dict(fitted.state_dict())
-    new = model.pairs(few.subset(range(min(QUERIES, len(few)))).batches(500), generator=_seeded(2))
-    source, theta, target, _ = (torch.cat(part) for part in zip(*new, strict=True))
+    steering.to(model.device)
+    asked = few.subset(range(min(QUERIES, len(few))))
+    new = model.pairs(asked.batches(500, device=model.device), generator=_seeded(2))
+    source, theta, target = (torch.cat(part).to(model.device) for part in list(zip(*new, strict=True))[:3])
     with torch.no_grad():
         trained, refitted = (
             metrics.relative_error(source, target, each(source, theta)) for each in (model.steering, steering)
