@@ -10,6 +10,7 @@ so far goes to results/table_TABLE.json after each cell.
 """
 
 import argparse
+import functools
 import multiprocessing
 import sys
 import time
@@ -50,7 +51,16 @@ class Cell:
                 shown = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
                 print(self.folder.name, row["epoch"], shown, file=sys.stderr, flush=True)
 
-        train(self.config, out=self.folder, resume=(self.folder / "config.yaml").exists(), listener=told)
+        images = images_of(yaml.safe_dump(self.config.to_dict()["data"]))
+        train(self.config, out=self.folder, resume=(self.folder / "config.yaml").exists(), listener=told, images=images)
+
+
+@functools.cache
+def images_of(data: str) -> Any:
+    """Training and test images by the settings for them, decoded once for all cells of a process."""
+    from steerable.training.setup import load_splits
+
+    return load_splits(TrainConfig.from_dict({"data": yaml.safe_load(data)}))
 
 
 def read_table(path: Path, runs: Path, data: str | None, changes: Mapping[str, Any] | None = None) -> list[Cell]:
