@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerable.data import ImageSet
 from steerable.errors import FitError
 from steerable.model import SteerableEncoder
 from steerable.training.checkpoint import load_checkpoint
@@ -40,6 +41,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     listener: Listener | None = None,
+    images: tuple[ImageSet, ImageSet] | None = None,
 ) -> TrainResult:
     """Train a steerable encoder, or with ``steering="none"`` the invariant control at equal compute.
 
@@ -47,6 +49,7 @@ def train(
     resume: go on from the last checkpoint in ``out``; on the CPU the result equals that of an unbroken run bit for bit.
     listener: called with a dictionary for each step ("loss", "step", "images_per_second", ...) and each epoch; on a GPU
         the steps come 20 at a time, because to look at a loss is to wait for it.
+    images: training and test images that are loaded already, in place of ``config.data``.
 
     Raises:
         ConfigError: contradictory settings, or ``out`` holds another run.
@@ -58,7 +61,7 @@ def train(
 
     config.check()
     check_directory(out, config, resume=resume)
-    train_set, test_set = load_splits(config)
+    train_set, test_set = load_splits(config) if images is None else images
     run = Run(config, train_set, test_set, None)
     # only now, so that a wrong setting leaves no directory behind
     directory = run.directory = open_directory(out, config, skipped=train_set.skipped + test_set.skipped)
@@ -70,12 +73,13 @@ def train(
         run.history.append(row)
         if directory is not None:
             _append_metrics(directory / "metrics.jsonl", run.history)
-        run.save()
+        if not run.epoch % config.validate_every or run.step == run.total_steps:
+            run.save()
         if listener:
             listener(row)
     model = run.model()
-    if config.refit and config.steering in ("basis", "shift", "low_rank"):
-        model = refit(model, train_set, config)
+    if config.refit and model.steering.name in ("basis", "shift", "low_rank"):
+        model = refit(model.to(run.fabric.device), train_set, config).cpu()
     model.record = run.record()
     result = TrainResult(model, directory, run.history)
     if directory is not None:

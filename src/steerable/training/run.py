@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from steerable.data import ImageSet
@@ -36,7 +36,7 @@ def generator_for(seed: int, *purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-ORDER, THETA, WEIGHTS = range(3)  # purposes of the random streams
+ORDER, THETA, WEIGHTS, BASE = range(4)  # purposes of the random streams
 LOOK_EVERY = 20  # steps
 
 
@@ -47,6 +47,7 @@ class Run:
         self.began = time.perf_counter()
         self.config, self.train_set, self.test_set, self.directory = config, train_set, test_set, directory
         self.chain: Chain = build(config.chain)
+        self.base_chain = None if config.base_chain is None else build(config.base_chain)
         self.fabric = _fabric(config)
         torch.manual_seed(generator_for(config.seed, WEIGHTS).initial_seed())
         learner = build_learner(config, self.chain, len(train_set.classes))
@@ -62,7 +63,10 @@ class Run:
         self.steps_per_epoch = len(train_set) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.scheduler = LambdaLR(self.optimizer, schedule(self.total_steps, config.optimizer.warmup))
-        self.objective = Objective(config, distributed=self.fabric.world_size > 1)
+        base_params = self.base_chain.params if self.base_chain is not None else ()
+        self.objective = Objective(
+            config, distributed=self.fabric.world_size > 1, params=self.chain.params, base_params=base_params
+        )
         self.step = 0
         # to look at a loss is to wait for the device; the CPU has nothing to run ahead of
         self.look_every = LOOK_EVERY if self.fabric.device.type == "cuda" else 1
@@ -108,21 +112,25 @@ class Run:
         """
         return self.learn(*self.inputs(index))
 
-    def inputs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a step takes, on the device: images, then their transforms (2b, 3, h, w); thetas (b, p); goals."""
+    def inputs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What a step takes, on the device: images, then their transforms (2b, 3, h, w); goals; thetas (b, p), (b, q)."""
         device = self.fabric.device
         here = sent(index, device)
         # chosen before they travel where the whole set does not fit
         images = sent(self.images[here if self.images.device == device else index], device).float() / 255
         # the small algebra of theta stays on the CPU, which is free while the device works on the step before
-        theta = self.chain.sample(len(index), generator=generator_for(self.config.seed, THETA, self.step))
+        base_theta = self._draw(self.base_chain, BASE, len(index))
+        theta = self._draw(self.chain, THETA, len(index))
+        if self.base_chain is not None:
+            images = self.base_chain.apply(images, base_theta)
         both = torch.cat([images, self.chain.apply(images, theta)])
-        return both.contiguous(memory_format=torch.channels_last), sent(theta, device), self.goals[here]
+        base_theta = None if base_theta is None else sent(base_theta, device)
+        return both.contiguous(memory_format=torch.channels_last), self.goals[here], sent(theta, device), base_theta
 
-    def learn(self, both: Tensor, theta: Tensor, goals: Tensor) -> dict[str, Tensor]:
+    def learn(self, both: Tensor, goals: Tensor, theta: Tensor, base_theta: Tensor | None) -> dict[str, Tensor]:
         """One optimizer step on prepared inputs."""
         with trusted():
-            views = self.learner(both, theta)
+            views = self.learner(both, theta, base_theta)
         terms = self.objective(views, goals)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["loss"])
@@ -139,6 +147,12 @@ class Run:
             self.ema.update_parameters(self.module, first=self.step == 0)
         self.step += 1
         return {name: term.detach() for name, term in terms.items()}
+
+    def _draw(self, chain: Chain | None, purpose: int, n: int) -> Tensor | None:
+        """The step's thetas (n, p) of a chain."""
+        if chain is None:
+            return None
+        return chain.sample(n, generator=generator_for(self.config.seed, purpose, self.step))
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain containers."""
@@ -170,12 +184,14 @@ class Run:
 
     def model(self) -> SteerableEncoder:
         """The present (averaged) weights as a SteerableEncoder on the CPU."""
-        learner = copy.deepcopy(self.averaged).cpu().eval()
-        steering = learner.steering or steering_for(self.chain, learner.encoder.dim, "identity")
-        if isinstance(learner.readout, nn.Linear):
-            head, classes = learner.readout, self.train_set.classes
-        else:  # who stays near the teacher can be read by the teacher's classifier
-            head, classes = classifier_of(learner.encoder) if self.config.base == "distill" else None, ()
+        learner, config = copy.deepcopy(self.averaged).cpu().eval(), self.config
+        steering = learner.steering
+        if not config.steers_embedding:  # a fresh map is the identity; `refit` makes it a ridge map where there is to be one
+            family = "identity" if config.steering == "none" else "basis"
+            steering = steering_for(self.chain, learner.encoder.dim, family, config.features)
+        head, classes = learner.head(), self.train_set.classes
+        if head is None:  # who stays near the teacher can be read by the teacher's classifier
+            head, classes = classifier_of(learner.encoder) if config.base == "distill" else None, ()
         return SteerableEncoder(learner.encoder, self.chain, steering, head=head, classes=classes)
 
     def record(self) -> dict[str, Any]:

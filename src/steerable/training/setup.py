@@ -14,8 +14,8 @@ from steerable.encoders import load_encoder
 from steerable.errors import DataError
 from steerable.model import steering_for
 from steerable.training.config import TrainConfig
-from steerable.training.objective import Learner
-from steerable.transforms import Chain
+from steerable.training.objective import HyperMatrix, Learner, steered_width
+from steerable.transforms import Chain, build
 
 log = logging.getLogger("steerable")
 
@@ -71,9 +71,13 @@ def build_learner(config: TrainConfig, chain: Chain, n_classes: int) -> Learner:
         image_size=e.image_size, model_args=e.model_args,
     )  # fmt: skip
     steering = None
-    if config.steering != "none":
-        steering = steering_for(chain, encoder.dim, config.steering, config.features)
-    return Learner(encoder, steering, config, n_classes)
+    width = steered_width(config, encoder.dim)
+    if config.steering == "hypernetwork":
+        steering = HyperMatrix(width, chain.params)
+    elif config.steering != "none":
+        steering = steering_for(chain, width, config.steering, config.features)
+    base_params = build(config.base_chain).params if config.base_chain is not None else ()
+    return Learner(encoder, steering, config, n_classes, params=chain.params, base_params=base_params)
 
 
 def precision_for(precision: str) -> str:
