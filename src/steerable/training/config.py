@@ -83,7 +83,9 @@ class TrainConfig:
     """of simclr"""
     projector: int = 256
     """width of the self-supervised losses' projector"""
-    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = "basis"
+    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = (
+        "basis"
+    )
     """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is for
     comparison with SIE, and a ridge map takes its place after training"""
     steering_at: Literal["backbone", "projector"] = "backbone"
@@ -106,7 +108,9 @@ class TrainConfig:
     epochs: int = 12
     """passes over the training images"""
     batch_size: int = 256
-    """images per step; each is encoded twice"""
+    """images per step, of all processes together; each is encoded twice"""
+    accumulate: int = 1
+    """parts that a batch is worked through in, where it does not fit the memory; losses then see a part at a time"""
     ema: float | None = None
     """decay of a moving average of the weights, which is then what is evaluated and saved"""
     refit: bool = True
@@ -117,6 +121,8 @@ class TrainConfig:
     """compile the encoder's network: slower to start, faster by the step on a GPU"""
     validate_every: int = 1
     """epochs between validations; the last epoch always has one"""
+    timeout: float = 1800.0
+    """seconds that a process waits for the others before it gives up"""
     checkpoint_every: int = 200
     """steps between checkpoints; one is also written after each epoch that is validated"""
     seed: int = 0
@@ -132,7 +138,11 @@ class TrainConfig:
     @property
     def steers_embedding(self) -> bool:
         """True where the trained map acts on the embedding itself, and is what the bundle keeps."""
-        return self.steering_at == "backbone" and self.steered_share == 1 and self.steering not in ("none", "hypernetwork")
+        return (
+            self.steering_at == "backbone"
+            and self.steered_share == 1
+            and self.steering not in ("none", "hypernetwork")
+        )
 
     @property
     def equivariance_weights(self) -> dict[str, float]:
@@ -183,7 +193,7 @@ class TrainConfig:
         for name, value, least in (
             ("epochs", self.epochs, 1), ("batch_size", self.batch_size, 2), ("negatives", self.negatives, 1),
             ("checkpoint_every", self.checkpoint_every, 1), ("validate_every", self.validate_every, 1),
-            ("optimizer.lr", self.optimizer.lr, 0),
+            ("accumulate", self.accumulate, 1), ("timeout", self.timeout, 1), ("optimizer.lr", self.optimizer.lr, 0),
             ("temperature", self.temperature, 1e-4), ("projector", self.projector, 2),
         ):  # fmt: skip
             if not value >= least:

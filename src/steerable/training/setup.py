@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import Tensor
 
 from steerable.data import ImageSet, load_images, localized, splits
 from steerable.data.sources import parse_source
@@ -91,11 +90,6 @@ def precision_for(precision: str) -> str:
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     )
     return "bf16-mixed" if native else "32-true"
-
-
-def fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the images may live on the device: they take at most half of what a GPU has free."""
-    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 @contextmanager
