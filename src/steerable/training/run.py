@@ -110,22 +110,28 @@ class Run:
 
         Nothing here waits for a GPU (float16 apart, whose scaler looks at the gradients): the CPU runs ahead of it.
         """
+        return self.learn(*self.inputs(index))
+
+    def inputs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What a step takes, on the device: images, then their transforms (2b, 3, h, w); goals; thetas (b, p), (b, q)."""
         device = self.fabric.device
         here = sent(index, device)
         # chosen before they travel where the whole set does not fit
         images = sent(self.images[here if self.images.device == device else index], device).float() / 255
         # the small algebra of theta stays on the CPU, which is free while the device works on the step before
-        base_theta, theta = self._draw(self.base_chain, BASE, len(index)), self._draw(self.chain, THETA, len(index))
+        base_theta = self._draw(self.base_chain, BASE, len(index))
+        theta = self._draw(self.chain, THETA, len(index))
         if self.base_chain is not None:
             images = self.base_chain.apply(images, base_theta)
-        both = torch.cat([images, self.chain.apply(images, theta)]).contiguous(
-            memory_format=torch.channels_last
-        )
+        both = torch.cat([images, self.chain.apply(images, theta)])
+        base_theta = None if base_theta is None else sent(base_theta, device)
+        return both.contiguous(memory_format=torch.channels_last), self.goals[here], sent(theta, device), base_theta
+
+    def learn(self, both: Tensor, goals: Tensor, theta: Tensor, base_theta: Tensor | None) -> dict[str, Tensor]:
+        """One optimizer step on prepared inputs."""
         with trusted():
-            views = self.learner(
-                both, sent(theta, device), None if base_theta is None else sent(base_theta, device)
-            )
-        terms = self.objective(views, self.goals[here])
+            views = self.learner(both, theta, base_theta)
+        terms = self.objective(views, goals)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["loss"])
         if self.config.optimizer.clip_norm:
