@@ -80,6 +80,7 @@ class Frozen:
     def __init__(self, args: argparse.Namespace):
         self.args, self.began = args, time.perf_counter()
         self.device = torch.device(args.device)
+        torch.backends.cudnn.benchmark = True
         self.chain = Chain.preset("simclr")
         STATISTICS.update(FINE if args.fine else {})
         statistics = "+".join([PLAIN, *(FINE if args.fine else ())])
