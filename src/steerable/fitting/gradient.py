@@ -1,4 +1,8 @@
-"""Fits for the families without a closed form: a start from linear regression, then gradient descent."""
+"""Fits for the families without a closed form: a start from linear regression, then gradient descent.
+
+Wide embeddings are fitted within the leading directions of themselves and their motion, and left alone in the others:
+the cost of a step grows with the cube of the width.
+"""
 
 import copy
 import logging
@@ -12,9 +16,10 @@ from torch import Tensor
 from steerable.errors import FitError
 from steerable.fitting.moments import Spread
 from steerable.fitting.pairs import Kept, PairBatch, Pairs, need_two_groups
-from steerable.maps import ExponentialMap, Features, RotationMap, SteeringMap
+from steerable.maps import ExponentialMap, Features, RotationMap, SteeringMap, build
 
 _LOG = logging.getLogger(__name__)
+_INNER = 256  # directions that a map is fitted in; even, since a rotation turns planes
 _START_ROWS = 4096  # pairs behind the linear start
 _ROWS = 8192  # pairs per L-BFGS step
 _BATCH = 512  # pairs per Adam step
@@ -51,6 +56,10 @@ def fit_by_gradient(
 
 
 def _fitted(empty: SteeringMap, pairs: Pairs) -> SteeringMap:
+    if empty.dim > _INNER:
+        frame = _leading(pairs)
+        inner = pairs._replace(source=pairs.source @ frame, target=pairs.target @ frame)
+        return _lifted(empty, _fitted(_narrowed(empty), inner), frame)
     order = torch.randperm(len(pairs.source), generator=torch.Generator().manual_seed(0))
     rows = tuple(values[order.to(values.device)] for values in pairs[:3])
     steering = copy.deepcopy(empty).to(pairs.source.device)
@@ -68,6 +77,39 @@ def _fitted(empty: SteeringMap, pairs: Pairs) -> SteeringMap:
             "the fit left the finite numbers; expected embeddings of ordinary size: scale them, or take basis"
         )
     _LOG.info("%s: relative error %.4f on the fitted pairs, %.4f at the start", steering.name, last, first)
+    return steering
+
+
+def _leading(pairs: Pairs) -> Float[Tensor, "d r"]:
+    """Orthonormal directions in which embeddings and their motion, each of total power one, are largest."""
+    total = pairs.source.new_zeros(pairs.source.shape[1], pairs.source.shape[1], dtype=torch.float64)
+    for part in (pairs.source, pairs.target - pairs.source):
+        gram = (part[:_ROWS].T @ part[:_ROWS]).double()
+        total += gram / gram.trace().clamp_min(1e-30)
+    return torch.linalg.eigh(total).eigenvectors[:, -_INNER:].float()
+
+
+def _narrowed(empty: SteeringMap) -> SteeringMap:
+    config = empty.config() | {"dim": _INNER}
+    return build(config | ({"rank": min(config["rank"], _INNER)} if "rank" in config else {}))
+
+
+@torch.no_grad()
+def _lifted(empty: SteeringMap, inner: SteeringMap, frame: Float[Tensor, "d r"]) -> SteeringMap:
+    """The map that acts as ``inner`` in the span of the frame and as the identity beside it."""
+    steering = copy.deepcopy(empty).to(frame.device)
+    if isinstance(steering, ExponentialMap) and isinstance(inner, ExponentialMap):
+        steering.left.zero_()
+        steering.left[..., : inner.rank] = frame @ inner.left
+        steering.right[..., : inner.rank] = frame @ inner.right
+    elif isinstance(steering, RotationMap) and isinstance(inner, RotationMap):
+        within = frame @ inner.frame.weight
+        beside = torch.linalg.qr(frame.double(), mode="complete").Q[:, _INNER:].to(frame)
+        m, k = _INNER // 2, steering.dim // 2 - _INNER // 2
+        columns = [within[:, :m], beside[:, :k], within[:, m:], beside[:, k:]]
+        steering.frame.weight = torch.cat(columns, dim=1)
+        steering.frequency.zero_()
+        steering.frequency[:, :m] = inner.frequency
     return steering
 
 
