@@ -83,7 +83,9 @@ class TrainConfig:
     """of simclr"""
     projector: int = 256
     """width of the self-supervised losses' projector"""
-    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = "basis"
+    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = (
+        "basis"
+    )
     """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is for
     comparison with SIE, and a ridge map takes its place after training"""
     steering_at: Literal["backbone", "projector"] = "backbone"
@@ -132,7 +134,11 @@ class TrainConfig:
     @property
     def steers_embedding(self) -> bool:
         """True where the trained map acts on the embedding itself, and is what the bundle keeps."""
-        return self.steering_at == "backbone" and self.steered_share == 1 and self.steering not in ("none", "hypernetwork")
+        return (
+            self.steering_at == "backbone"
+            and self.steered_share == 1
+            and self.steering not in ("none", "hypernetwork")
+        )
 
     @property
     def equivariance_weights(self) -> dict[str, float]:

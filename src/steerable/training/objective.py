@@ -189,7 +189,9 @@ class Objective:
     ):
         self.config = config
         self.base = _base_loss(config.base, config, distributed)
-        self.vicreg = _base_loss("vicreg", config, distributed) if "vicreg" in config.equivariance_weights else None
+        self.vicreg = (
+            _base_loss("vicreg", config, distributed) if "vicreg" in config.equivariance_weights else None
+        )
         self.params = {"chain": params, "base": base_params}
 
     def __call__(self, views: Views, goal: Int[Tensor, " b"] | Float[Tensor, "b d"]) -> dict[str, Tensor]:

@@ -115,7 +115,10 @@ class Run:
         # chosen before they travel where the whole set does not fit
         images = sent(self.images[here if self.images.device == device else index], device).float() / 255
         # the small algebra of theta stays on the CPU, which is free while the device works on the step before
-        base_theta, theta = self._draw(self.base_chain, BASE, len(index)), self._draw(self.chain, THETA, len(index))
+        base_theta, theta = (
+            self._draw(self.base_chain, BASE, len(index)),
+            self._draw(self.chain, THETA, len(index)),
+        )
         if self.base_chain is not None:
             images = self.base_chain.apply(images, base_theta)
         both = torch.cat([images, self.chain.apply(images, theta)]).contiguous(
@@ -180,7 +183,9 @@ class Run:
         """The present (averaged) weights as a SteerableEncoder on the CPU."""
         learner, config = copy.deepcopy(self.averaged).cpu().eval(), self.config
         steering = learner.steering
-        if not config.steers_embedding:  # a fresh map is the identity; `refit` makes it a ridge map where there is to be one
+        if (
+            not config.steers_embedding
+        ):  # a fresh map is the identity; `refit` makes it a ridge map where there is to be one
             family = "identity" if config.steering == "none" else "basis"
             steering = steering_for(self.chain, learner.encoder.dim, family, config.features)
         head, classes = learner.head(), self.train_set.classes
