@@ -26,7 +26,12 @@ import yaml
 from steerable.errors import ConfigError, one_of
 from steerable.training import TrainConfig
 
-WHOLE = ("equivariance", "prediction", "base_chain", "chain")  # settings that an arm replaces, and does not add to
+WHOLE = (
+    "equivariance",
+    "prediction",
+    "base_chain",
+    "chain",
+)  # settings that an arm replaces, and does not add to
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,13 @@ class Cell:
                 print(self.folder.name, row["epoch"], shown, file=sys.stderr, flush=True)
 
         images = images_of(yaml.safe_dump(self.config.to_dict()["data"]))
-        train(self.config, out=self.folder, resume=(self.folder / "config.yaml").exists(), listener=told, images=images)
+        train(
+            self.config,
+            out=self.folder,
+            resume=(self.folder / "config.yaml").exists(),
+            listener=told,
+            images=images,
+        )
 
 
 @functools.cache
@@ -63,7 +74,9 @@ def images_of(data: str) -> Any:
     return load_splits(TrainConfig.from_dict({"data": yaml.safe_load(data)}))
 
 
-def read_table(path: Path, runs: Path, data: str | None, changes: Mapping[str, Any] | None = None) -> list[Cell]:
+def read_table(
+    path: Path, runs: Path, data: str | None, changes: Mapping[str, Any] | None = None
+) -> list[Cell]:
     """The cells of a table, seeds outermost; ``changes`` to the shared config come last, as those of the tests do.
 
     Raises:
@@ -125,7 +138,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="only these of the table's")
     parser.add_argument("--arms", nargs="+", default=None, help="only these of the table's")
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side: for a GPU with many processors")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells side by side: for a GPU with many processors"
+    )
     parser.add_argument("--threads", type=int, default=None, help="of each cell")
     parser.add_argument("--only", choices=["train", "evaluate"], default=None)
     parser.add_argument("--set", default="{}", help="YAML: changes to the shared config, such as {epochs: 1}")
