@@ -96,7 +96,8 @@ def fit(
     seconds = time.perf_counter() - began
     record = {
         "made_by": "fit", "images": len(pairs.pixels), "views": views, "pairs": len(pairs), "passes": pairs.passes,
-        "passes_new": pairs.encoded, "seconds": round(seconds, 2), "adapter": adapter, "refine": refine,
+        "passes_new": pairs.encoded, "seconds": round(seconds, 2),
+        "seconds_encoding": round(pairs.seconds, 2), "adapter": adapter, "refine": refine,
         **(fitted.fit_record or {}),
     }  # fmt: skip
     _LOG.info(
