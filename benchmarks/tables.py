@@ -3,10 +3,10 @@
     python benchmarks/tables.py recipes/tables/small/*.yaml --data ../shared/data
     python benchmarks/tables.py recipes/tables/full/*.yaml --data ../shared/data --jobs 6 --only train
 
-A table is a YAML file: seeds, the config that all arms share, and what each arm changes in it (see recipes/tables). A cell
-is the folder RUNS/TABLE/ARM-seedN with the run, its bundle and evaluation.json; what is there is not done again, and a
-run that was cut off goes on. Cells are ordered by seed, so that the first ones already answer the question. What is known
-so far goes to results/table_TABLE.json after each cell.
+A table is a YAML file: seeds, the config that all arms share, and what each arm changes in it (see recipes/tables). A
+cell is the folder RUNS/TABLE/ARM-seedN with the run, its bundle and evaluation.json; what is there is not done again,
+and a run that was cut off goes on. Cells are ordered by seed, so that the first ones already answer the question. What
+is known so far goes to results/table_TABLE.json.
 """
 
 import argparse
