@@ -3,13 +3,13 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from steerable.fitting.pairs import need_two_groups
 from steerable.fitting.ridge import System
-from steerable.maps import Features
+from steerable.maps import Features, SteeringMap
 
 _LOG = logging.getLogger(__name__)
 # strong to weak, on columns of unit power
@@ -19,13 +19,26 @@ _WORTH = 0.99  # a dearer expansion is taken where it has at most this share of 
 
 
 class Choice(NamedTuple):
-    """A regression, with the strength and the held-out relative error that it reaches (nan: not needed)."""
+    """A regression, with the strength and the held-out relative error that it reaches (nan: nothing is held out)."""
 
     features: Features
     width: int
     system: System
     strength: float
     error: float
+
+
+class Fitted(NamedTuple):
+    """A map of all pairs, the same without those that are held out (None: not needed), and what to tell of it."""
+
+    steering: SteeringMap
+    early: SteeringMap | None
+    record: dict[str, Any]
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a number or without bound."""
+    return value if math.isfinite(value) else None
 
 
 def expansions(largest: Features) -> list[Features]:
@@ -46,18 +59,17 @@ def choose(
     *,
     ridge: float | None,
     rank: int | None,
-    always: bool,
+    needed: bool,
 ) -> Choice:
     """The candidate with the least held-out error; of two expansions the cheaper unless that costs 1 %.
 
-    Where there is nothing to choose, nothing is measured, unless `always`.
-
     Raises:
-        FitError: there is something to choose, and no rows are held out or none are left to fit.
+        FitError: there is something to choose, or an error is needed, and no rows are held out or none are left to fit.
     """
     # without inputs nothing is penalized
     strengths = STRENGTHS if ridge is None and system.strip > 1 else (ridge or 0.0,)
-    if not always and len(strengths) * len(candidates) * len(widths) == 1:
+    single = len(strengths) * len(candidates) * len(widths) == 1
+    if single and not needed and not (system.fitted.rows and system.held.rows):
         return Choice(largest, widths[0], system, strengths[0], math.nan)
     need_two_groups(system.fitted.rows, system.held.rows)
     best = None

@@ -95,6 +95,7 @@ def fit(
     record = {
         "made_by": "fit", "images": len(pairs.pixels), "views": views, "pairs": len(pairs), "passes": pairs.passes,
         "passes_new": pairs.encoded, "seconds": round(seconds, 2), "adapter": adapter, "refine": refine,
+        **(fitted.fit_record or {}),
     }  # fmt: skip
     _LOG.info(
         "fitted to %s pairs in %s; %s encoder passes, %s of them new",
