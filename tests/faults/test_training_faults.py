@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import Job
-from test_training import same, tiny, weights
 
+from processes import Job
 from steerable.data import ImageSet
 from steerable.errors import BundleError, ConfigError
 from steerable.model import SteerableEncoder
 from steerable.training import EncoderConfig, TrainConfig, train
 from steerable.training.checkpoint import load_checkpoint, save_checkpoint
 from steerable.training.run import Run
+from test_training import same, tiny, weights
 
 STEPS = 8
 
