@@ -10,27 +10,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import Job
-from test_training import same, tiny, weights
 
+from processes import Job
 from steerable.data import ImageSet
 from steerable.errors import BundleError, ConfigError
 from steerable.model import SteerableEncoder
 from steerable.training import EncoderConfig, TrainConfig, train
 from steerable.training.checkpoint import load_checkpoint, save_checkpoint
 from steerable.training.run import Run
+from test_training import same, tiny, weights
 
 STEPS = 8
 
 
 def settings(**changes) -> TrainConfig:
     small = EncoderConfig(stem="cifar", width=2)
-    changes = {"checkpoint_every": 3, "validate_every": 2, "timeout": 60.0, "refit": False, "ema": 0.9, **changes}
+    changes = {
+        "checkpoint_every": 3,
+        "validate_every": 2,
+        "timeout": 60.0,
+        "refit": False,
+        "ema": 0.9,
+        **changes,
+    }
     return tiny(encoder=small, **changes)
 
 
 def noise() -> tuple[ImageSet, ImageSet]:
-    images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     whole = ImageSet(images, torch.arange(80) % 2, ("a", "b"), tuple(map(str, range(80))))
     return whole.subset(range(64)), whole.subset(range(64, 80))
 
@@ -46,9 +55,9 @@ def job(folder: Path, fault: str = "", rank: int = 0, step: int = 0, changes: di
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "hang":
                 time.sleep(600)
-        if fault == "slow":
-            (folder / "steps").write_text(str(self.step))
-            time.sleep(0.3)
+            while fault == "wait" and not (folder / "go").exists():
+                (folder / "waits").touch()
+                time.sleep(0.05)
         return honest(self, batch)
 
     def poisoned(self, batch, part=0):
@@ -72,7 +81,9 @@ def survive(tmp_path: Path, kills: int) -> None:
         rank, step = draw.randrange(2), draw.randrange(STEPS)
         killed = Job(2, tmp_path / "killed", job, tmp_path / "killed", "kill", rank, step)
         codes = killed.wait()
-        assert codes[rank] in (-signal.SIGKILL, 0), killed.error(rank)  # 0: an earlier part had that step behind it
+        assert codes[rank] in (-signal.SIGKILL, 0), killed.error(
+            rank
+        )  # 0: an earlier part had that step behind it
         if codes[rank]:
             assert codes[1 - rank] == 1, codes
             assert "lost the others" in killed.error(1 - rank)
@@ -110,17 +121,17 @@ def test_what_is_not_finite_on_one_process_stops_all_with_the_reason(tmp_path):
 
 
 def test_two_runs_refuse_each_other_and_ctrl_c_saves(tmp_path):
-    first = Job(1, tmp_path / "a", job, tmp_path / "a", "slow")
-    seen = tmp_path / "a" / "steps"
+    first = Job(1, tmp_path / "a", job, tmp_path / "a", "wait", 0, 4)
     deadline = time.monotonic() + 120
-    while not (seen.exists() and seen.read_text() == "1") and time.monotonic() < deadline:
+    while not (tmp_path / "a" / "waits").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     with pytest.raises(ConfigError, match="in use by another run"):
         train(settings(), out=tmp_path / "a" / "run", resume=True, images=noise())
     os.kill(first.processes[0].pid, signal.SIGINT)
+    (tmp_path / "a" / "go").touch()
     assert first.wait() == [130], first.error(0)
     state, _ = load_checkpoint(tmp_path / "a" / "run" / "checkpoints")
-    assert 1 <= state["step"] < STEPS
+    assert state["step"] == 5  # the step in hand was done first
     resumed = train(settings(), out=tmp_path / "a" / "run", resume=True, images=noise())
     unbroken = train(settings(), images=noise())
     assert same(weights(resumed.model), weights(unbroken.model))
