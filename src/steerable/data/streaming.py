@@ -27,6 +27,7 @@ from steerable.data.locations import find_files
 from steerable.errors import DataError
 
 log = logging.getLogger("steerable")
+CHUNK = 64  # rows that are read at a time
 PREFETCH = 4  # batches that lie ready for each worker
 MANY = 8  # shards for each share that make shares about equal
 
@@ -174,11 +175,11 @@ class Stream:
             began = time.perf_counter()
             try:
                 batch: StreamedBatch = next(loader)
-            except RuntimeError as error:
-                if "worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: gone while it handed over a batch
+                if isinstance(error, RuntimeError) and "worker" not in str(error):
                     raise
                 raise DataError(
-                    f"a worker that decodes images is gone ({' '.join(str(error).split())[:150]}); expected it to "
+                    f"a worker that decodes images is gone ({' '.join(str(error).split())[:140]}); expected it to "
                     "live, and the system may be short of memory: lower data.workers or data.shuffle, then --resume"
                 ) from error
             self._account(batch, time.perf_counter() - began)
@@ -252,7 +253,10 @@ class _Reader(IterableDataset):
         try:
             files = {"train": [str(path)]}
             rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
-            yield from rows.cast_column(self.shards.column, Image(decode=False))
+            rows = rows.cast_column(self.shards.column, Image(decode=False))
+            # by iter and not by itself: datasets would deal the one shard out to the workers once more
+            for part in rows.iter(CHUNK):
+                yield from (dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True))
         except Exception as error:  # a shard that has gone or is damaged, from here on
             self.skipped.append(_skip(path, error))
 
