@@ -43,7 +43,7 @@ SIDE = 128  # pixels: a third of the price of 224, and what the transfer sets ha
 GENTLE, DRAWS = 0.25, 8  # share of the ranges, and views, of the draws that are also truly encoded
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)
 MEMORY = 6.0  # GiB
-STEP = 16  # a multiple of what the encoder takes at a time: images that are transformed and encoded at a time
+STEP = 24  # images that are transformed and encoded at a time
 
 
 class Passes:
@@ -82,7 +82,7 @@ class Photographs:
         place = f"timm/local-dir:{data.resolve() / 'weights' / name}"
         self.encoder: Encoder = load_encoder(place, layers="all", image_size=SIDE).eval()
         # compiled, which halves the price of a pass
-        self.encoder._forward_raw = torch.compile(self.encoder._forward_raw, dynamic=False)
+        self.encoder._forward_raw = torch.compile(self.encoder._forward_raw)
         self.passes = Passes(self.encoder.raw, self.chain, cache, name)
         photos = self.images("imagenet1k-sample", None)
         order = random_order(len(photos), 0)
@@ -91,17 +91,18 @@ class Photographs:
     def images(self, source: str, split: str | None, limit: int | None = None) -> ImageSet:
         return load_images(str(self.data / source), split=split, size=self.encoder.image_size, limit=limit)
 
-    def pairs(self) -> Pairs:
+    def for_maps(self) -> ImageSet:
         """What maps are fitted on: photographs, and training images of the transfer sets."""
         small = [self.images(f"transfer/{name}", "train", SMALL).images for name in SETS]
         pixels = torch.cat([self.fitted.images, *small])
         pixels = pixels[random_order(len(pixels), 1)]  # directions are chosen on the first pairs
-        images = ImageSet(
-            pixels, torch.zeros(len(pixels), dtype=torch.int64), (), tuple(map(str, range(len(pixels))))
-        )
+        names = tuple(map(str, range(len(pixels))))
+        return ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), (), names)
+
+    def pairs(self) -> Pairs:
         return Pairs(
-            self.encoder, images, self.chain, views=FITTED_VIEWS, seed=0, folder=self.cache, progress=told()
-        )
+            self.encoder, self.for_maps(), self.chain, views=FITTED_VIEWS, seed=0, folder=self.cache, progress=told()
+        )  # fmt: skip
 
     def spaces(self) -> Iterator["Space"]:
         """The final embedding, and all layers standardized, each with a map and the encoder's own classifier."""
@@ -307,8 +308,8 @@ def main() -> None:
     record(
         "tta_imagenet",
         claim=f"steered test-time augmentation of a frozen MobileNetV2 with its own classifier at {SIDE} pixels: "
-        f"{args.measured} photographs, clean and after each of {', '.join(CORRUPTIONS)} at severity {SEVERITY}; paired gains; views "
-        "are COUNT x STRENGTH of the simclr chain's ranges; chosen and weighted views are measured on images that did "
+        f"{args.measured} photographs, clean and after each of {', '.join(CORRUPTIONS)} at severity {SEVERITY}; "
+        "paired gains; views are COUNT x STRENGTH of the simclr chain's ranges; chosen and weighted views are measured on images that did "
         "not choose them; the photographs are probably training pictures, so that accuracies themselves mean nothing",
         command="python benchmarks/tta_imagenet.py --data DATA --cache CACHE",
         seeds=[0],
