@@ -68,8 +68,8 @@ def main() -> None:
         "ood_imagenet",
         claim=f"AUROC of steered scores against single-pass detectors on the same embeddings, frozen MobileNetV2, all "
         f"layers, discriminant adapter, width {model.dim}: {KNOWN} known, {round(0.7 * args.known)} images, 15 "
-        f"corruptions x severities {', '.join(map(str, SEVERITIES))} pooled; far: {', '.join(FOREIGN)}; the best single "
-        "pass is so after the fact",
+        f"corruptions x severities {', '.join(map(str, SEVERITIES))} pooled; far: {', '.join(FOREIGN)}; the best "
+        "single pass is so after the fact",
         command="python benchmarks/ood_imagenet.py --data DATA --cache CACHE",
         seeds=[0],
         rows=[{"score": name, **row} for name, row in found.items()],

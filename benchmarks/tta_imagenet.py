@@ -308,9 +308,10 @@ def main() -> None:
     record(
         "tta_imagenet",
         claim=f"steered test-time augmentation of a frozen MobileNetV2 with its own classifier at {SIDE} pixels: "
-        f"{args.measured} photographs, clean and after each of {', '.join(CORRUPTIONS)} at severity {SEVERITY}; "
-        "paired gains; views are COUNT x STRENGTH of the simclr chain's ranges; chosen and weighted views are measured on "
-        "images that did not choose them; the photographs are probably training pictures, so that accuracies themselves mean nothing",
+        f"{args.measured} photographs, clean and after each of {', '.join(CORRUPTIONS)} at severity {SEVERITY}; paired "
+        "gains; views are COUNT x STRENGTH of the simclr chain's ranges; chosen and weighted views are measured on "
+        "images that did not choose them; the photographs are probably training pictures, so that accuracies "
+        "themselves mean nothing",
         command="python benchmarks/tta_imagenet.py --data DATA --cache CACHE",
         seeds=[0],
         rows=found,
