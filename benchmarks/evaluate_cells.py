@@ -35,7 +35,12 @@ from steerable.posthoc import fit
 CONTROLS = ("control", "uniformity")
 FITTED = 1000  # training images of the map of a model that has none
 DEFAULTS = {"near": ["cifar100"], "foreign": ["textures", "signs"]}
-LOWER = ("relative error",)  # figures of which less is better; of the others more is
+LAST_EPOCH = ("test_accuracy", "relative_error", "invariance_level")
+LOWER = (
+    "relative error",
+    "relative_error, as trained",
+    "invariance_level, as trained",
+)  # figures of which less is better; of the others more is
 
 
 @functools.cache
@@ -141,11 +146,14 @@ def keep(path: Path, name: str, result: Mapping[str, Any], seconds: float) -> No
     write_whole(path, lambda partial: partial.write_text(json.dumps(found, allow_nan=False)))
 
 
-def figures_of(found: Mapping[str, Any]) -> dict[str, float]:
-    """Headline figures of a cell, and each transfer set's linear probe; those that are defined."""
+def figures_of(cell: Path) -> dict[str, float]:
+    """A cell's figures that are defined: of its last epoch, the headlines, and each transfer set's linear probe."""
+    found, metrics = read_found(cell / "evaluation.json"), cell / "metrics.jsonl"
+    last = json.loads(metrics.read_text().splitlines()[-1]) if metrics.exists() else {}
+    trained = {f"{name}, as trained": last.get(name) for name in LAST_EPOCH}
     rows = found.get("transfer", {}).get("rows", [])
     sets = {f"linear, {row['set']}": row["score"] for row in rows if row["probe"] == "linear"}
-    return {name: value for name, value in (headlines(found) | sets).items() if value is not None}
+    return {name: value for name, value in (trained | headlines(found) | sets).items() if value is not None}
 
 
 def table(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Iterator[dict[str, Any]]:
@@ -187,9 +195,10 @@ def gains(measured: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str, n
 def write_table(folder: Path, args: argparse.Namespace) -> None:
     """results/table_TABLE.json from what the cells of a table hold so far."""
     measured: dict[str, dict[int, dict[str, float]]] = {}
-    for cell in cells(folder):
-        if (cell / "evaluation.json").exists():
-            found = figures_of(read_found(cell / "evaluation.json"))
+    for cell in sorted(
+        (path.parent for path in folder.glob("*/metrics.jsonl")), key=lambda cell: seed_of(cell)
+    ):
+        if found := figures_of(cell):
             measured.setdefault(arm_of(cell), {})[seed_of(cell)] = found
     figures = {}
     for arm in (arm for arm in measured if arm not in CONTROLS):

@@ -61,7 +61,9 @@ def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
         return EMPTY
     lines = ["| what | measured |", "|---|---|"]
     for about, result, names in rows:
-        chosen = {label: result["figures"][name] for label, name in names.items() if name in result["figures"]}
+        chosen = {
+            label: result["figures"][name] for label, name in names.items() if name in result["figures"]
+        }
         figures = "<br>".join(f"{label}: {shown(figure)}" for label, figure in chosen.items())
         lines.append(f"| {about} ([rows](docs/results.md#{result['name']})) | {figures} |")
     return "\n".join(lines)
