@@ -15,7 +15,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -215,8 +215,14 @@ def write_table(folder: Path, args: argparse.Namespace) -> None:
         seeds=sorted({seed for seeds in measured.values() for seed in seeds}),
         rows=table(measured),
         figures=figures,
+        device=f"{device_name()}; trained on {', '.join(trained_on(kept)) or 'the same'}",
         path=args.results / f"table_{folder.name}.json",
     )
+
+
+def trained_on(folders: Iterable[Path]) -> list[str]:
+    """The devices that the training runs of these cells wrote down."""
+    return sorted({path.read_text().strip() for folder in folders if (path := folder / "device").exists()})
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
