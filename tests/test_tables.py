@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from steerable.errors import ConfigError
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 tables = pytest.importorskip("tables")
