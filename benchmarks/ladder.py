@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from frozen import COLOR, CROP, SHOWN, VIEWS, Columns, Frozen, add_arguments
+from crop import balanced, window_of
+from frozen import SHOWN, VIEWS, Columns, Frozen, add_arguments
 from record import RESULTS, figure, record
 from torch import Tensor, nn
 
@@ -27,7 +27,6 @@ from steerable.maps import Features
 from steerable.model import features_for
 from steerable.posthoc.adapter import adapted
 from steerable.posthoc.pairs import Pair
-from steerable.transforms import Chain
 
 FAMILIES = ("identity", "shift", "basis", "low_rank", "rotation", "exponential")
 GRADIENT, GRADIENT_IMAGES = (
@@ -106,6 +105,7 @@ class Ladder:
         yield final.but("maps: basis, features auto", map="basis", features="auto")
         yield final.but("maps: basis, cosine", map="basis", refine="cosine")
         yield final.but("maps: basis, contrastive", map="basis", refine="contrastive")
+        yield from self.depth()
         yield from self.adapters("final", ("discriminant",))
         yield from self.adapters("layers", ("discriminant", "linear", "hidden"))
         standard = self.standard("layers")
@@ -114,6 +114,15 @@ class Ladder:
         yield layers.but("layers: basis, contrastive", refine="contrastive")
         for space in ("layers", "fine") if self.args.fine else ():
             yield from self.tries(space)
+
+    def depth(self) -> "Iterator[Rung]":
+        """One layer alone, standardized, from the first to the last."""
+        layers = self.frozen.spaces["layers"]
+        for name, part in layers.layers.items():
+            columns = Columns(layers.columns[part])
+            whole = {name: slice(0, part.stop - part.start)}
+            embed = nn.Sequential(columns, Neck.standardizing(columns(self.frozen.plain), whole))
+            yield Rung(f"depth: {name}", f"depth {name}", embed, self, map="basis")
 
     def adapters(self, space: str, kinds: tuple[str, ...]) -> "Iterator[Rung]":
         for kind in kinds:
@@ -256,52 +265,6 @@ class Rung:
         if self.features != "auto":
             return {"features": expansion}
         return {"features": "auto", "scales": expansion.scale_values, "periods": expansion.period_values}
-
-
-def window_of(theta: Tensor, chain: Chain) -> Tensor:
-    """Theta (*, p) with the crop as the window that it shows: sides and center in the image's frame, with products."""
-    names = [param.name for param in chain.params]
-    zoom, aspect, x, y = (theta[..., names.index(name)] for name in CROP)
-    wide, high = (-zoom - aspect / 2).exp2(), (-zoom + aspect / 2).exp2()
-    sides = torch.stack([wide - 1, high - 1, x * wide, y * high], dim=-1)
-    first, second = torch.triu_indices(4, 4)
-    rest = [theta[..., names.index(name)] for name in ("hflip", *COLOR)]
-    flipped = rest[0][..., None] * sides
-    products = sides[..., first] * sides[..., second]
-    return torch.cat(
-        [zoom[..., None], aspect[..., None], sides, products, torch.stack(rest, -1), flipped], dim=-1
-    )
-
-
-def balanced(rung: Rung) -> nn.Module:
-    """The rung's embedding, each direction scaled by the root of S / (1 + S) over its noise, S = signal over noise.
-
-    And one constant beside, ten times as long as the rest: a cosine then ranks as the distance does.
-    """
-    steer, _ = rung.fit()
-    noise, signal, rows = 0.0, 0.0, 0
-    for source, theta, target, _ in rung.ladder.frozen.pairs(rung.embed):
-        with torch.no_grad():
-            steered = steer(source, theta)
-        noise = noise + (target - steered).square().sum(0)
-        signal = signal + (steered - source).square().sum(0)
-        rows += len(source)
-    ratio = signal / noise
-    scale = (ratio / (1 + ratio)).sqrt() / (noise / rows).sqrt()
-    with torch.no_grad():
-        power = (rung.embed(rung.ladder.frozen.plain) * scale).square().sum(1).mean().sqrt()
-    return nn.Sequential(rung.embed, Balanced(scale, 10 * float(power)))
-
-
-class Balanced(nn.Module):
-    """Scaled columns, and one constant beside them."""
-
-    def __init__(self, scale: Tensor, constant: float):
-        super().__init__()
-        self.scale, self.constant = scale, constant
-
-    def forward(self, e: Tensor) -> Tensor:
-        return torch.cat([e * self.scale, torch.full_like(e[..., :1], self.constant)], dim=-1)
 
 
 if __name__ == "__main__":

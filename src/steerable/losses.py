@@ -72,9 +72,9 @@ def prediction(
 ) -> Float[Tensor, ""]:
     """Mean over coordinates of the squared error of theta in units of its scale, or of the cross-entropy of its level.
 
-    predicted: `prediction_width` columns, those of one coordinate after those of the other: one where it is continuous, one
-    for each of its levels where it is not. AugSelf's auxiliary loss where both views are given (Lee et al., arXiv 2111.09613),
-    E-SSL's where one is (Dangovski et al., arXiv 2111.00899).
+    predicted: `prediction_width` columns, those of one coordinate after those of the other: one where it is continuous,
+    one for each of its levels where it is not. AugSelf's auxiliary loss where both views are given (Lee et al., arXiv
+    2111.09613), E-SSL's where one is (Dangovski et al., arXiv 2111.00899).
     """
     terms, column = [], 0
     for i, param in enumerate(params):

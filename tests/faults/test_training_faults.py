@@ -25,12 +25,21 @@ STEPS = 8
 
 def settings(**changes) -> TrainConfig:
     small = EncoderConfig(stem="cifar", width=2)
-    changes = {"checkpoint_every": 3, "validate_every": 2, "timeout": 60.0, "refit": False, "ema": 0.9, **changes}
+    changes = {
+        "checkpoint_every": 3,
+        "validate_every": 2,
+        "timeout": 60.0,
+        "refit": False,
+        "ema": 0.9,
+        **changes,
+    }
     return tiny(encoder=small, **changes)
 
 
 def noise() -> tuple[ImageSet, ImageSet]:
-    images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     whole = ImageSet(images, torch.arange(80) % 2, ("a", "b"), tuple(map(str, range(80))))
     return whole.subset(range(64)), whole.subset(range(64, 80))
 
@@ -72,7 +81,9 @@ def survive(tmp_path: Path, kills: int) -> None:
         rank, step = draw.randrange(2), draw.randrange(STEPS)
         killed = Job(2, tmp_path / "killed", job, tmp_path / "killed", "kill", rank, step)
         codes = killed.wait()
-        assert codes[rank] in (-signal.SIGKILL, 0), killed.error(rank)  # 0: an earlier part had that step behind it
+        assert codes[rank] in (-signal.SIGKILL, 0), killed.error(
+            rank
+        )  # 0: an earlier part had that step behind it
         if codes[rank]:
             assert codes[1 - rank] == 1, codes
             assert "lost the others" in killed.error(1 - rank)

@@ -15,6 +15,7 @@ _LOG = logging.getLogger(__name__)
 # strong to weak, on columns of unit power
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)
 LARGEST = "linear+squares+pairwise"  # what "auto" considers, with harmonics where there is a period
+_SKETCH = 512  # combinations of outputs that strengths are compared on
 _WORTH = 0.99  # a dearer expansion is taken where it has at most this share of the cheaper one's error
 
 
@@ -85,23 +86,28 @@ def choose(
 def _tried(
     features: Features, width: int, system: System, strengths: Sequence[float], rank: int | None
 ) -> Choice:
-    """From strong to weak until the error has risen twice."""
+    """From strong to weak until the error has risen twice; many outputs are judged by a sketch, at the end by all."""
     errors: list[float] = []
+    d = system.fitted.cross.shape[1]
+    seen = system.sketch(_SKETCH) if rank is None and d > 2 * _SKETCH and len(strengths) > 1 else system
     for strength in strengths:
-        error = system.held.relative_error(system.solve(system.fitted, strength, rank)[0])
-        errors.append(error if math.isfinite(error) else math.inf)
+        errors.append(_error(seen, strength, rank))
         if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
             break
-    error = min(errors)
-    strength = strengths[errors.index(error)]
-    k, d = features.n_features, system.fitted.cross.shape[1]
-    out = rank or d
+    strength = strengths[errors.index(min(errors))]
+    error = min(errors) if seen is system else _error(system, strength, rank)
+    k, out = features.n_features, rank or d
     _LOG.info(
         "%s, %d inputs: held-out error %.4f at ridge %g; k = %d, %d coefficients, %d multiply-adds per "
         "embedding and %d per view",
         features.expansion, width, error, strength, k, k * (width + 1) * out, k * width * out, k * out,
     )  # fmt: skip
     return Choice(features, width, system, strength, error)
+
+
+def _error(system: System, strength: float, rank: int | None) -> float:
+    error = system.held.relative_error(system.solve(system.fitted, strength, rank)[0])
+    return error if math.isfinite(error) else math.inf
 
 
 def _columns(largest: Features, part: Features) -> torch.Tensor:

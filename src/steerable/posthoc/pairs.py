@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class Pairs:
         chain and the seed, so that another run with any number of views goes on with what is there.
 
     The attribute ``neck``, None at first, is what embeddings go through on their way out; ``encoded`` counts the
-    images that had to be encoded.
+    images that had to be encoded, and ``seconds`` the time that this took.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Pairs:
         )
         self.progress = progress
         self.neck: nn.Module | None = None
-        self.encoded = 0
+        self.encoded, self.seconds = 0, 0.0
         self._told: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
@@ -112,12 +113,14 @@ class Pairs:
         path = self._path(start, view)
         found = self._read(path, min(PART, len(self.pixels) - start))
         if found is None:
+            began = time.perf_counter()
             batch = self.image_batch(start, PART)
             theta = self.thetas(view)[start : start + len(batch)] if view else self._no_theta(len(batch))
             raw = self.encoder.raw(self.chain.apply(batch, theta) if view else batch).cpu()
             found = {"raw": raw, "theta": theta}
             write_whole(path, lambda partial: save_file(found, partial))
             self.encoded += len(raw)
+            self.seconds += time.perf_counter() - began
         self._tell(start, view, len(found["raw"]))
         return found["raw"], found["theta"]
 

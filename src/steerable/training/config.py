@@ -86,18 +86,19 @@ class TrainConfig:
     steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = (
         "basis"
     )
-    """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is for
-    comparison with SIE, and a ridge map takes its place after training"""
+    """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is
+    for comparison with SIE, and a ridge map takes its place after training"""
     steering_at: Literal["backbone", "projector"] = "backbone"
     """what the map acts on in training; after a projector a ridge map is fitted to the backbone's embedding"""
     steered_share: float = 1.0
-    """share of the embedding's columns, the last ones, that the equivariance terms see; below 1 the base loss sees the others"""
+    """share of the embedding's columns, the last ones, that the equivariance terms see; below 1 the base loss sees the
+    others"""
     features: str = "linear"
     """functions of theta that the map is linear in, joined by +"""
     equivariance: dict[str, float] = field(default_factory=lambda: {"relative": 0.3})
     """weights of the forms squared, relative, contrastive, instance and vicreg; unused where steering is none"""
     prediction: dict[str, float] = field(default_factory=dict)
-    """weights of the prediction of theta: chain (from the pair of embeddings), base (base_chain's, from one embedding)"""
+    """weights of the prediction of theta: chain (from the pair of embeddings), base (base_chain's, from one of them)"""
     uniformity: float | None = None
     """weight of the uniformity term; unset is 0.05 with steering, 0 without and 0 in distill"""
     temperature: float = 0.1

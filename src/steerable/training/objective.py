@@ -34,7 +34,7 @@ class Views:
     expanded: tuple[Tensor, Tensor] | None = None
     """(b, projector) each: steered and target, for the vicreg form"""
     predicted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """by head of prediction: what it says, and theta: (b, w) and (b, p) of the chain, (2b, w) and (2b, q) of base_chain"""
+    """by head: what it predicts, and theta: (b, w) and (b, p) of the chain, (2b, w) and (2b, q) of base_chain"""
 
 
 class Learner(nn.Module):

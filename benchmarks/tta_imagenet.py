@@ -1,21 +1,21 @@
 """Steered test-time augmentation on a frozen ImageNet encoder: MobileNetV2 with its own 1,000-way classifier.
 
-    python benchmarks/imagenet_tta.py --data ../shared/data --cache CACHE
+    python benchmarks/tta_imagenet.py --data ../shared/data --cache CACHE
 
-Maps of the simclr chain are fitted on photographs that are measured nowhere and on enlarged training images of the
-transfer sets; one reads and moves the final embedding, one reads all stages too. The other photographs, clean and after
-four corruptions at severity 3, are classified plain, by steered views, by views chosen on one half and measured on the
-other (both ways round), by the folded head, and by the same views truly encoded. The photographs are almost surely
+Maps of the simclr chain are fitted on photographs that are measured nowhere and on training images of the transfer sets,
+all at 128 pixels; one reads and moves the final embedding, one reads all stages too. The other photographs, clean and
+after four corruptions at severity 3, are classified plain, by steered views, by views chosen on one half and measured on
+the other (both ways round), by the folded head, and by the same views truly encoded. The photographs are almost surely
 training pictures of the encoder: only paired differences mean anything.
-One pass gives all layers; passes are cached, and a second run costs none. Writes results/imagenet_tta.json.
+One pass gives all layers; passes are cached, and a second run costs none. Writes results/tta_imagenet.json.
 """
 
 import argparse
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from record import figure, record
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from steerable.data import ImageSet, load_images
 from steerable.data.cache import write_whole
-from steerable.data.images import as_float, random_order
+from steerable.data.images import random_order
 from steerable.encoders import Encoder, Neck, classifier_of, load_encoder
 from steerable.evaluate import corrupt
 from steerable.evaluate.tta import calibration_error
@@ -39,44 +39,90 @@ from steerable.tta import choose_views, fold, merge, merged, views
 SETS = ("flowers", "textures", "grocery", "aerial", "trash", "caltech101")
 CORRUPTIONS, SEVERITY = ("gaussian_noise", "defocus_blur", "brightness", "contrast"), 3
 PHOTOS, SMALL, FITTED_VIEWS = 400, 150, 3  # images to fit on, of the photographs and of each transfer set
+SIDE = 128  # pixels: a third of the price of 224, and what the transfer sets have
 GENTLE, DRAWS = 0.25, 8  # share of the ranges, and views, of the draws that are also truly encoded
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)
 MEMORY = 6.0  # GiB
-STEP = 16  # images that are transformed and encoded at a time
+STEP = 16  # a multiple of what the encoder takes at a time: images that are transformed and encoded at a time
 
 
 class Passes:
-    """Raw embeddings of image sets, kept on disk; the network is compiled, which halves the price of a pass."""
+    """Raw embeddings of image sets, kept on disk. encode: images (b, 3, h, w) -> (b, r). name: of what encodes."""
 
-    def __init__(self, data: Path, cache: Path, name: str = "mobilenetv2_100"):
-        self.data, self.cache = data, cache
-        self.encoder: Encoder = load_encoder(
-            f"timm/local-dir:{data.resolve() / 'weights' / name}", layers="all"
-        ).eval()
-        self.encoder._forward_raw = torch.compile(self.encoder._forward_raw, dynamic=False)
-        self.chain = Chain.preset("simclr")
+    def __init__(self, encode: Callable[[Tensor], Tensor], chain: Chain, cache: Path, name: str):
+        self.encode, self.chain, self.cache, self.name = encode, chain, cache, name
 
-    def raw(self, images: ImageSet, theta: Tensor | None = None) -> Tensor:
-        """(n, r) of images (n), each transformed by its theta (n, p) or by one (p,), if any."""
-        key = hashlib.sha256(f"{images.fingerprint} {None if theta is None else theta.tolist()}".encode())
-        path = self.cache / "imagenet" / f"{key.hexdigest()[:24]}.safetensors"
+    def __call__(self, images: ImageSet, theta: Tensor | None = None) -> Tensor:
+        """(n, r) of images (n), all transformed by one theta (p,), if any."""
+        about = f"{images.fingerprint} {None if theta is None else theta.tolist()}"
+        path = (
+            self.cache
+            / "passes"
+            / self.name
+            / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors"
+        )
         if path.exists():
             return load_file(path)["raw"]
         began, parts = time.perf_counter(), []
-        for i in range(0, len(images), STEP):
-            batch = as_float(images.images[i : i + STEP])
+        for batch in images.batches(STEP):
             if theta is not None:
-                own = theta[i : i + STEP] if theta.ndim == 2 else theta.expand(len(batch), -1)
-                batch = self.chain.apply(batch, own)
-            parts.append(self.encoder.raw(batch))
+                batch = self.chain.apply(batch, theta.expand(len(batch), -1))
+            parts.append(self.encode(batch))
         raw = torch.cat(parts)
         write_whole(path, lambda partial: save_file({"raw": raw}, partial))
-        print(images.name, len(raw), f"{time.perf_counter() - began:.0f} s", flush=True)
+        print(self.name, images.name, len(raw), f"{time.perf_counter() - began:.0f} s", flush=True)
         return raw
 
+
+class Photographs:
+    """The frozen encoder, and the images that it and its maps meet, at its size."""
+
+    def __init__(self, data: Path, cache: Path, name: str = "mobilenetv2_100"):
+        self.data, self.cache, self.chain = data, cache, Chain.preset("simclr")
+        place = f"timm/local-dir:{data.resolve() / 'weights' / name}"
+        self.encoder: Encoder = load_encoder(place, layers="all", image_size=SIDE).eval()
+        # compiled, which halves the price of a pass
+        self.encoder._forward_raw = torch.compile(self.encoder._forward_raw, dynamic=False)
+        self.passes = Passes(self.encoder.raw, self.chain, cache, name)
+        photos = self.images("imagenet1k-sample", None)
+        order = random_order(len(photos), 0)
+        self.fitted, self.others = photos.subset(order[:PHOTOS]), photos.subset(order[PHOTOS:])
+
     def images(self, source: str, split: str | None, limit: int | None = None) -> ImageSet:
-        """At the encoder's size."""
         return load_images(str(self.data / source), split=split, size=self.encoder.image_size, limit=limit)
+
+    def pairs(self) -> Pairs:
+        """What maps are fitted on: photographs, and training images of the transfer sets."""
+        small = [self.images(f"transfer/{name}", "train", SMALL).images for name in SETS]
+        pixels = torch.cat([self.fitted.images, *small])
+        pixels = pixels[random_order(len(pixels), 1)]  # directions are chosen on the first pairs
+        images = ImageSet(
+            pixels, torch.zeros(len(pixels), dtype=torch.int64), (), tuple(map(str, range(len(pixels))))
+        )
+        return Pairs(
+            self.encoder, images, self.chain, views=FITTED_VIEWS, seed=0, folder=self.cache, progress=told()
+        )
+
+    def spaces(self) -> Iterator["Space"]:
+        """The final embedding, and all layers standardized, each with a map and the encoder's own classifier."""
+        pairs, layers = self.pairs(), self.encoder.layers
+        standard = Neck.standardizing(pairs.plain(), layers)
+        whole, raw = classifier_of(self.encoder.with_neck(standard)), classifier_of(self.encoder)
+        assert whole is not None
+        assert raw is not None
+        final = nn.Linear(layers["final"].stop - layers["final"].start, raw.out_features)
+        final.load_state_dict({"weight": raw.weight[:, layers["final"]], "bias": raw.bias})
+        for name, embed, head in (
+            ("final", Columns(layers["final"]), final),
+            ("all layers", standard, whole),
+        ):
+            pairs.neck, began = embed, time.perf_counter()
+            steering = fit_embeddings(
+                iter(pairs), features=features_for(self.chain, "linear"), projection="auto", memory=MEMORY,
+                strict=False,
+            ).requires_grad_(False)  # fmt: skip
+            print(name, f"map fitted in {time.perf_counter() - began:.0f} s", flush=True)
+            yield Space(name, embed, steering, head.requires_grad_(False))
 
 
 class Columns(nn.Module):
@@ -90,78 +136,40 @@ class Columns(nn.Module):
         return raw[..., self.part]
 
 
-def photographs(passes: Passes) -> tuple[ImageSet, ImageSet]:
-    """Those that maps are fitted on, and the others."""
-    photos = passes.images("imagenet1k-sample", None)
-    order = random_order(len(photos), 0)
-    return photos.subset(order[:PHOTOS]), photos.subset(order[PHOTOS:])
+class Space(NamedTuple):
+    """An embedding made of the raw one, its map, and a head."""
 
-
-def pairs_of(passes: Passes, views: int = FITTED_VIEWS) -> Pairs:
-    """What maps are fitted on: photographs, and training images of the transfer sets."""
-    small = [passes.images(f"transfer/{name}", "train", SMALL).images for name in SETS]
-    pixels = torch.cat([photographs(passes)[0].images, *small])
-    pixels = pixels[random_order(len(pixels), 1)]  # directions are chosen on the first pairs
-    names = tuple(map(str, range(len(pixels))))
-    images = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), (), names)
-    return Pairs(
-        passes.encoder, images, passes.chain, views=views, seed=0, folder=passes.cache, progress=told()
-    )
-
-
-def spaces(passes: Passes) -> Iterator[tuple[str, nn.Module, SteeringMap, nn.Linear]]:
-    """Name, embedding of raw columns, map, and the encoder's classifier on that embedding."""
-    pairs = pairs_of(passes)
-    encoder = passes.encoder
-    final = Columns(encoder.layers["final"])
-    layers = Neck.standardizing(pairs.plain(), encoder.layers)
-    for name, embed in (("final", final), ("all layers", layers)):
-        pairs.neck, began = embed, time.perf_counter()
-        steering = fit_embeddings(
-            iter(pairs), features=features_for(passes.chain, "linear"), projection="auto", memory=MEMORY, strict=False
-        ).requires_grad_(False)  # fmt: skip
-        whole = classifier_of(encoder.with_neck(layers))
-        assert whole is not None
-        head = whole
-        if embed is final:
-            plain = classifier_of(encoder)
-            assert plain is not None
-            head = nn.Linear(steering.dim, plain.out_features)
-            weight = plain.weight[:, encoder.layers["final"]]
-            head.load_state_dict({"weight": weight, "bias": plain.bias})
-        print(name, f"map fitted in {time.perf_counter() - began:.0f} s", flush=True)
-        yield name, embed, steering, head.requires_grad_(False)
+    name: str
+    embed: Callable[[Tensor], Tensor]
+    steering: SteeringMap
+    head: nn.Linear
 
 
 class Bench:
     """The measured photographs, clean and corrupted, their true views, and the rows."""
 
-    def __init__(self, passes: Passes, measured: int, encoded: int):
-        self.passes, chain = passes, passes.chain
-        self.encoded = encoded
-        test = photographs(passes)[1].subset(range(measured))
-        self.labels = test.labels
-        self.gentle = views(f"chain:{DRAWS}", chain, strength=GENTLE)
-        self.flip = torch.stack([torch.zeros(len(chain.params)), named_theta(chain.params, {"hflip": 1.0})])
+    def __init__(self, passes: Passes, test: ImageSet, corruptions: Sequence[str], encoded: int):
+        self.chain, self.labels = passes.chain, test.labels
+        self.gentle = views(f"chain:{DRAWS}", self.chain, strength=GENTLE)
+        still = torch.zeros(len(self.chain.params))
+        self.flip = torch.stack([still, named_theta(self.chain.params, {"hflip": 1.0})])
         sets = {"clean": test}
-        sets |= {name: corrupt(test, name, SEVERITY, cache=passes.cache) for name in CORRUPTIONS}
+        sets |= {name: corrupt(test, name, SEVERITY, cache=passes.cache) for name in corruptions}
         self.plain, self.moved = {}, {}
         few = range(encoded)
         for name, images in sets.items():
-            self.plain[name] = passes.raw(images)
+            self.plain[name] = passes(images)
             self.moved[name] = {
-                "hflip": torch.stack([passes.raw(images, theta) for theta in self.flip[1:]], 1),
+                "hflip": torch.stack([passes(images, theta) for theta in self.flip[1:]], 1),
                 f"{DRAWS} x {GENTLE}": torch.stack(
-                    [passes.raw(images.subset(few), theta) for theta in self.gentle[1:]], 1
+                    [passes(images.subset(few), theta) for theta in self.gentle[1:]], 1
                 ),
             }
 
     @torch.no_grad()
-    def rows(
-        self, space: str, embed: nn.Module, steering: SteeringMap, head: nn.Linear
-    ) -> Iterator[dict[str, Any]]:
-        """One row per set and method, of each set's images, with the hits of every image under "hits"."""
-        chain = self.passes.chain
+    def rows(self, space: Space) -> Iterator[dict[str, Any]]:
+        """One row per set and method, with the hits of every image."""
+        chain, (name_of_map, embed, steering, head) = self.chain, space
         true = {"hflip": self.flip, f"{DRAWS} x {GENTLE}": self.gentle}
         sets = true | {f"1000 x {s}": views("chain:1000", chain, strength=s) for s in STRENGTHS}
         pool = torch.cat([self.flip[1:], *(views("chain:25", chain, strength=s)[1:] for s in STRENGTHS)])
@@ -169,7 +177,7 @@ class Bench:
         for name, raw in self.plain.items():
             e = embed(raw)
             plain = head(e).softmax(1)
-            facts = {"images": name, "map": space}
+            facts = {"images": name, "map": name_of_map}
             yield facts | self.row("plain", "", plain, plain)
             yield facts | self.row("folded", "1000 x 1.0", folded(e).softmax(1), plain)
             for key, thetas in sets.items():
@@ -240,7 +248,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         cells.setdefault((row["images"], *own), []).append(row)
         if row["images"] != "clean":
             cells.setdefault(("corrupted, all", *own), []).append(row)
-    order = ("clean", "corrupted, all", *CORRUPTIONS)
+    order = dict.fromkeys(["clean", "corrupted, all", *(row["images"] for row in rows)])
     return [
         {"images": images, **shown(cells[key])}
         for images in order for key in cells if key[0] == images
@@ -282,21 +290,23 @@ def main() -> None:
     parser.add_argument("--encoded", type=int, default=200, help="of them, truly encoded with 7 draws")
     parser.add_argument("--encode-only", action="store_true")
     args = parser.parse_args()
-    passes = Passes(args.data, args.cache)
-    bench = Bench(passes, args.measured, args.encoded)
+    photographs = Photographs(args.data, args.cache)
+    bench = Bench(
+        photographs.passes, photographs.others.subset(range(args.measured)), CORRUPTIONS, args.encoded
+    )
     if args.encode_only:
-        for _ in pairs_of(passes):
+        for _ in photographs.pairs():
             pass
         return
-    rows = [row for space in spaces(passes) for row in bench.rows(*space)]
+    rows = [row for space in photographs.spaces() for row in bench.rows(space)]
     found = table(rows)
     record(
-        "imagenet_tta",
-        claim=f"steered test-time augmentation of a frozen MobileNetV2 with its own classifier: {args.measured} "
+        "tta_imagenet",
+        claim=f"steered test-time augmentation of a frozen MobileNetV2 with its own classifier at {SIDE} pixels: {args.measured} "
         f"photographs, clean and after each of {', '.join(CORRUPTIONS)} at severity {SEVERITY}; paired gains; views "
         "are COUNT x STRENGTH of the simclr chain's ranges; chosen and weighted views are measured on images that did "
         "not choose them; the photographs are probably training pictures, so that accuracies themselves mean nothing",
-        command="python benchmarks/imagenet_tta.py --data DATA --cache CACHE",
+        command="python benchmarks/tta_imagenet.py --data DATA --cache CACHE",
         seeds=[0],
         rows=found,
         figures=summary(found),
