@@ -38,7 +38,7 @@ from steerable.tta import choose_views, fold, merge, merged, views
 
 SETS = ("flowers", "textures", "grocery", "aerial", "trash", "caltech101")
 CORRUPTIONS, SEVERITY = ("gaussian_noise", "defocus_blur", "brightness", "contrast"), 3
-PHOTOS, SMALL, FITTED_VIEWS = 400, 150, 3  # images to fit on, of the photographs and of each transfer set
+PHOTOS, SMALL, FITTED_VIEWS = 400, 80, 3  # images to fit on, of the photographs and of each transfer set
 SIDE = 128  # pixels: a third of the price of 224, and what the transfer sets have
 GENTLE, DRAWS = 0.25, 8  # share of the ranges, and views, of the draws that are also truly encoded
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)
@@ -81,8 +81,6 @@ class Photographs:
         self.data, self.cache, self.chain = data, cache, Chain.preset("simclr")
         place = f"timm/local-dir:{data.resolve() / 'weights' / name}"
         self.encoder: Encoder = load_encoder(place, layers="all", image_size=SIDE).eval()
-        # compiled, which halves the price of a pass
-        self.encoder._forward_raw = torch.compile(self.encoder._forward_raw)
         self.passes = Passes(self.encoder.raw, self.chain, cache, name)
         photos = self.images("imagenet1k-sample", None)
         order = random_order(len(photos), 0)
@@ -291,8 +289,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--measured", type=int, default=500, help="photographs, each clean and corrupted")
-    parser.add_argument("--encoded", type=int, default=200, help="of them, truly encoded with 7 draws")
+    parser.add_argument("--measured", type=int, default=300, help="photographs, each clean and corrupted")
+    parser.add_argument("--encoded", type=int, default=150, help="of them, truly encoded with 7 draws")
     parser.add_argument("--encode-only", action="store_true")
     args = parser.parse_args()
     photographs = Photographs(args.data, args.cache)
