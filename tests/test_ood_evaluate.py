@@ -9,7 +9,6 @@ from torch import nn
 from steerable.cli import main
 from steerable.data import ImageSet
 from steerable.errors import ConfigError, DataError
-from steerable.evaluate import ood as job
 from steerable.evaluate.ood import evaluate_ood
 from steerable.metrics import ood_figures
 from steerable.model import SteerableEncoder, steering_for
@@ -81,7 +80,14 @@ def test_every_score_stands_in_every_group(result):
 
 def test_foreign_images_are_told_and_like_ones_are_not(result):
     rows = {row["score"]: row for row in result["scores"]}
-    for name in ("mahalanobis", "knn", "steered mahalanobis", "steered contrast", "residual of 1 view"):
+    for name in (
+        "mahalanobis",
+        "knn",
+        "steered mahalanobis",
+        "steered contrast",
+        "steered share",
+        "residual of 1 view",
+    ):
         assert rows[name]["far"] > 0.9, name
         assert 0.35 < rows[name]["near"] < 0.65, name
     flagged = {row["score"]: row["flagged"] for row in result["rows"] if row["set"] == "noise"}
@@ -121,7 +127,9 @@ def test_a_second_run_takes_everything_from_the_cache(model, tmp_path, monkeypat
         )  # fmt: skip
 
     first = run()
-    monkeypatch.setattr(job._Encoding, "_encoded", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(
+        "steerable.evaluate.encoding.Encodings._encode", lambda *args: pytest.fail("encoded again")
+    )
     assert run()["rows"] == first["rows"]
 
 
