@@ -4,9 +4,10 @@
     python benchmarks/evaluate_cells.py runs/tables --data ../shared/data --cache CACHE --only transfer robustness
 
 A cell is a folder RUNS/.../TABLE/ARM-seedN with config.yaml and bundle/. It gets evaluation.json (name -> result),
-written after each evaluation, so that a run that was cut off goes on; `tables.py --only evaluate` sums them up. A model
-without a map gets a ridge map fitted afterwards, so that steered figures mean something; transfer and single-pass
-scores do not depend on it.
+written after each evaluation, so that a run that was cut off goes on, and results/table_TABLE.json is written after
+each cell: means and spreads over seeds by arm, and gains paired by seed over the better of the arms without
+equivariance, figure by figure. A model without a map gets a ridge map fitted afterwards, so that steered figures mean
+something; transfer and single-pass scores do not depend on it.
 """
 
 import argparse
@@ -14,24 +15,32 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 import yaml
-from record import commit, device_name
+from record import RESULTS, commit, device_name, figure, record
 
 from steerable.data import ImageSet, load_images, splits
 from steerable.data.cache import write_whole
-from steerable.evaluate import evaluation_suite, load_parts
+from steerable.evaluate import evaluation_suite, headlines, load_parts
 from steerable.evaluate.probing import strengths
 from steerable.maps import IdentityMap
 from steerable.model import SteerableEncoder
 from steerable.posthoc import fit
 
+CONTROLS = ("control", "uniformity")
 FITTED = 1000  # training images of the map of a model that has none
 DEFAULTS = {"near": ["cifar100"], "foreign": ["textures", "signs"]}
+LAST_EPOCH = ("test_accuracy", "relative_error", "invariance_level")
+LOWER = (
+    "relative error",
+    "relative_error, as trained",
+    "invariance_level, as trained",
+)  # figures of which less is better; of the others more is
 
 
 @functools.cache
@@ -55,6 +64,10 @@ def cells(runs: Path) -> list[Path]:
 def seed_of(cell: Path) -> int:
     number = cell.name.rpartition("-seed")[2]
     return int(number) if number.isdecimal() else 0
+
+
+def arm_of(cell: Path) -> str:
+    return cell.name.rpartition("-seed")[0] or cell.name
 
 
 def with_map(model: SteerableEncoder, train: ImageSet, cache: Path) -> SteerableEncoder:
@@ -133,6 +146,84 @@ def keep(path: Path, name: str, result: Mapping[str, Any], seconds: float) -> No
     write_whole(path, lambda partial: partial.write_text(json.dumps(found, allow_nan=False)))
 
 
+def figures_of(cell: Path) -> dict[str, float]:
+    """A cell's figures that are defined: of its last epoch, the headlines, and each transfer set's linear probe."""
+    found, metrics = read_found(cell / "evaluation.json"), cell / "metrics.jsonl"
+    last = json.loads(metrics.read_text().splitlines()[-1]) if metrics.exists() else {}
+    trained = {f"{name}, as trained": last.get(name) for name in LAST_EPOCH}
+    rows = found.get("transfer", {}).get("rows", [])
+    sets = {f"linear, {row['set']}": row["score"] for row in rows if row["probe"] == "linear"}
+    return {name: value for name, value in (trained | headlines(found) | sets).items() if value is not None}
+
+
+def table(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Iterator[dict[str, Any]]:
+    """Rows of a table from arm -> seed -> figures: mean, spread, and paired gain over the better control."""
+    for arm, seeds in measured.items():
+        names = dict.fromkeys(name for figures in seeds.values() for name in figures)
+        stated = {name: figure([f[name] for f in seeds.values() if name in f]) for name in names}
+        yield {"arm": arm, "value": "mean", "seeds": len(seeds)} | {n: f["mean"] for n, f in stated.items()}
+        yield {"arm": arm, "value": "spread", "seeds": len(seeds)} | {
+            n: f["spread"] for n, f in stated.items()
+        }
+        if arm not in CONTROLS:
+            gained = {name: found for name in names if (found := gains(measured, arm, name))}
+            paired = {name: figure(found) for name, found in gained.items()}
+            shared = max(map(len, gained.values()), default=0)
+            yield {"arm": arm, "value": "gain", "seeds": shared} | {n: f["mean"] for n, f in paired.items()}
+            yield {"arm": arm, "value": "gain's spread", "seeds": shared} | {
+                n: f["spread"] for n, f in paired.items()
+            }
+
+
+def gains(measured: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str, name: str) -> list[float]:
+    """Differences to the better control (by its mean over the seeds that both have) at the same seeds."""
+    best: list[float] = []
+    for control in (control for control in CONTROLS if control in measured):
+        other = measured[control]
+        pairs = [
+            (figures[name], other[seed][name])
+            for seed, figures in measured[arm].items()
+            if name in figures and name in other.get(seed, {})
+        ]
+        found = [ours - theirs for ours, theirs in pairs]
+        worse = mean(found) < mean(best) if found and best else bool(found)
+        if worse if name not in LOWER else found and (not best or mean(found) > mean(best)):
+            best = found
+    return best
+
+
+def write_table(folder: Path, args: argparse.Namespace) -> None:
+    """results/table_TABLE.json from what the cells of a table hold so far."""
+    measured: dict[str, dict[int, dict[str, float]]] = {}
+    kept = {path.parent for name in ("metrics.jsonl", "evaluation.json") for path in folder.glob(f"*/{name}")}
+    for cell in sorted(kept, key=lambda cell: (seed_of(cell), cell.name)):
+        if found := figures_of(cell):
+            measured.setdefault(arm_of(cell), {})[seed_of(cell)] = found
+    figures = {}
+    for arm in (arm for arm in measured if arm not in CONTROLS):
+        for name in ("transfer, linear", "corrupted accuracy", "relative error"):
+            if found := gains(measured, arm, name):
+                scale, unit = (1, "") if name in LOWER else (100, "points")
+                figures[f"{name}, {arm}: gain"] = figure([scale * gain for gain in found], unit)
+    record(
+        f"table_{folder.name}",
+        claim=f"{folder.name}: every figure of every arm; gains are paired by seed, over the better of the arms "
+        "without equivariance (control, uniformity), figure by figure; best scores and views are chosen after the fact",
+        command=f"python benchmarks/evaluate_cells.py RUNS/{folder.name} --data DATA --cache CACHE "
+        f"--grid {args.grid} --limit {args.limit}",
+        seeds=sorted({seed for seeds in measured.values() for seed in seeds}),
+        rows=table(measured),
+        figures=figures,
+        device=f"{device_name()}; trained on {', '.join(trained_on(kept)) or 'the same'}",
+        path=args.results / f"table_{folder.name}.json",
+    )
+
+
+def trained_on(folders: Iterable[Path]) -> list[str]:
+    """The devices that the training runs of these cells wrote down."""
+    return sorted({path.read_text().strip() for folder in folders if (path := folder / "device").exists()})
+
+
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,6 +244,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=5.0, help="seconds for each set of augmented views")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args(words)
 
 
@@ -162,6 +254,7 @@ def main(words: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     for cell in cells(args.runs):
         evaluate(cell, args)
+        write_table(cell.parent, args)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/ood.py RUNS --data ../shared/data --cache CACHE --seeds 1 2 3
 
-RUNS is a folder of runs named ARM-seedN. All models meet the same images, corrupted once. The control, trained without a map, gets one afterwards, so that its
-steered scores mean something. The rows of the ceiling (truly encoded views and the
-residual) come from the first seed's steerable encoder, at severity 3 alone and with fewer training images, since they
-cost nine encoder passes an image. Writes results/ood.json after every seed; what was encoded is kept in CACHE.
+RUNS is a folder of runs named ARM-seedN. All models meet the same images, corrupted once. The control, trained
+without a map, gets one afterwards, so that its steered scores mean something. The rows of the ceiling (truly encoded
+views and the residual) come from the first seed's steerable encoder, at severity 3 alone and with fewer training
+images, since they cost nine encoder passes an image. Writes results/ood.json after every seed; what was encoded is
+kept in CACHE.
 """
 
 import argparse

@@ -3,12 +3,12 @@
     python benchmarks/search_cost.py                     # 10,000 and 1,000,000 rows
     python benchmarks/search_cost.py --rows 10000
 
-The map is a basis map of the simclr chain (k = 9). Steering alone is timed with two coordinates set (hue and zoom, as a
-user would) and with all nine, by the clock and in processor time (all threads; what the machine does besides hardly
-enters); its time does not depend on the table. Queries against tables, all nine set, alternate with unsteered ones, after
-a warm-up. Medians, and the least. Vectors are clustered normal draws in float32: 1,280 wide up to 100,000 rows, 128 wide
-above (a million of 1,280 would be 5 GB). Tables: in memory (exact), LanceDB exact, and LanceDB with IVF_PQ where there
-are --ann-from rows, its recall@10 beside. Writes results/search_cost.json.
+The map is a basis map of the simclr chain (k = 9). Steering alone is timed with two coordinates set (hue and zoom, as
+a user would) and with all nine, by the clock and in processor time (all threads; what the machine does besides hardly
+enters); its time does not depend on the table. Queries against tables, all nine set, alternate with unsteered ones,
+after a warm-up. Medians, and the least. Vectors are clustered normal draws in float32: 1,280 wide up to 100,000 rows,
+128 wide above (a million of 1,280 would be 5 GB). Tables: in memory (exact), LanceDB exact, and LanceDB with IVF_PQ
+where there are --ann-from rows, its recall@10 beside. Writes results/search_cost.json.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CHUNK = 100_000
 
 
 def milliseconds(*calls: Callable[[int], Any], repeats: int) -> list[dict[str, float]]:
-    """Of each call, in turns, each with the number of its turn: median and least by the clock, least of the processor."""
+    """Median and least by the clock, and least processor time, of each call, in turns; calls get the turn's number."""
     took: list[list[tuple[float, float]]] = [[] for _ in calls]
     for turn in range(repeats + 3):
         for call, times in zip(calls, took, strict=True):

@@ -5,32 +5,29 @@
 
 A table is a YAML file: seeds, the config that all arms share, and what each arm changes in it (see recipes/tables). A
 cell is the folder RUNS/TABLE/ARM-seedN with the run, its bundle and evaluation.json; what is there is not done again,
-and a run that was cut off goes on. Cells are ordered by seed, so that the first ones already answer the question. What
-is known so far goes to results/table_TABLE.json.
+and a run that was cut off goes on. Cells are ordered by seed, so that the first ones already answer the question.
+evaluate_cells.py beside this file evaluates them and writes results/table_TABLE.json.
 """
 
 import argparse
 import functools
-import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+import evaluate_cells
 import torch
 import yaml
-from record import device_name, figure, record
+from record import device_name
 
 from steerable.errors import ConfigError, one_of
 from steerable.training import TrainConfig
 
-CONTROLS = ("control", "uniformity")
-GAINS = ("transfer linear", "transfer knn", "corrupted plain", "corrupted steered", "test_accuracy")
 WHOLE = (
     "equivariance",
     "prediction",
@@ -123,96 +120,6 @@ def work(cell: Cell, threads: int | None) -> tuple[Cell, float]:
     return cell, time.perf_counter() - began
 
 
-def figures_of(cell: Cell) -> dict[str, float]:
-    """The figures of a cell that were measured, flat: those of its last epoch and of evaluation.json."""
-    found: dict[str, float | None] = {}
-    metrics, evaluation = cell.folder / "metrics.jsonl", cell.folder / "evaluation.json"
-    if metrics.exists():
-        last = json.loads(metrics.read_text().splitlines()[-1])
-        found |= {
-            name: last.get(name)
-            for name in ("test_accuracy", "knn_accuracy", "invariance_level", "relative_error")
-        }
-    results = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    if transfer := results.get("transfer"):
-        found |= {f"transfer {probe}": value for probe, value in transfer["means"].items()}
-        found |= {row["set"]: row["score"] for row in transfer["rows"] if row["probe"] == "linear"}
-    for row in results.get("robustness", {}).get("summary", []):
-        found[f"corrupted {row['method']}"] = row["accuracy"]
-    for row in results.get("steerability", {}).get("rows", []):
-        if row["lead"] and row["param"] == "joint":
-            found |= {f"{name}": row[name] for name in ("r2", "mrr", "hit_at_1")} | {
-                "error": row["relative_error"]
-            }
-    for row in results.get("tta", {}).get("rows", []):
-        if row["method"] in ("plain", "steered", "re-encoded") and row["set"] in ("1", "10"):
-            found[f"tta {row['method']}"] = row["accuracy"]
-    for row in results.get("ood", {}).get("scores", []):
-        found[f"ood {row['score']}"] = row["corruptions"]
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def collect(cells: Sequence[Cell], command: str) -> Path | None:
-    """results/table_TABLE.json from what the cells have so far; None where that is nothing."""
-    measured: dict[str, dict[int, dict[str, float]]] = {}
-    for cell in cells:
-        if found := figures_of(cell):
-            measured.setdefault(cell.arm, {})[cell.seed] = found
-    if not measured:
-        return None
-    rows = [summary(arm, own) for arm, own in measured.items()]
-    base = cells[0].config
-    return record(
-        f"table_{cells[0].table}",
-        claim=f"{cells[0].table}: {base.encoder.name}, base loss {base.base}, {base.epochs} epochs, at equal encoder "
-        "passes; means over seeds ± standard deviation; gains over the better of the controls, paired by seed",
-        command=command,
-        rows=rows,
-        figures={
-            f"{name}, {arm}": gain for arm in measured if arm not in CONTROLS
-            for name in GAINS if (gain := gain_of(measured, arm, name))
-        },
-        seeds=sorted({seed for own in measured.values() for seed in own}),
-        device=trained_on(cells),
-    )  # fmt: skip
-
-
-def summary(arm: str, own: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """One row: mean of each figure over the seeds that have it, and its deviation where these are several."""
-    row: dict[str, Any] = {"arm": arm, "seeds": len(own)}
-    for name in dict.fromkeys(name for found in own.values() for name in found):
-        values = [found[name] for found in own.values() if name in found]
-        spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-        row[name] = (
-            f"{mean(values):.3f}{spread}"
-            if len(values) == len(own)
-            else f"{mean(values):.3f} ({len(values)} seeds)"
-        )
-    return row
-
-
-def gain_of(
-    measured: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str, name: str
-) -> dict[str, Any] | None:
-    """Points over the control with the better mean, paired by seed."""
-    seeds = [seed for seed, found in measured[arm].items() if name in found]
-    controls = [measured[control] for control in CONTROLS if control in measured]
-    controls = [own for own in controls if all(name in own.get(seed, {}) for seed in seeds)]
-    if not seeds or not controls:
-        return None
-    best = max(controls, key=lambda own: mean(own[seed][name] for seed in seeds))
-    return figure([100 * (measured[arm][seed][name] - best[seed][name]) for seed in seeds], "points")
-
-
-def trained_on(cells: Sequence[Cell]) -> str | None:
-    """The device that training wrote into the bundles' records; None where they do not say."""
-    for cell in cells:
-        path = cell.folder / "device"
-        if path.exists():
-            return path.read_text().strip()
-    return None
-
-
 def train_all(cells: list[Cell], jobs: int, threads: int | None) -> Iterator[tuple[Cell, float | Exception]]:
     """Train the cells, ``jobs`` of them side by side, each worker one after another; yields each that is done."""
     if jobs == 1:
@@ -232,6 +139,9 @@ def main() -> None:
     )
     parser.add_argument("tables", type=Path, nargs="+")
     parser.add_argument("--data", default=None, help="folder with local copies of data sets")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/cache"), help="embeddings and corrupted images"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="only these of the table's")
     parser.add_argument("--arms", nargs="+", default=None, help="only these of the table's")
@@ -254,10 +164,10 @@ def main() -> None:
         for done, (cell, result) in enumerate(train_all(missing, args.jobs, args.threads), 1):
             what = f"{result:.0f} s" if isinstance(result, float) else f"failed: {result}"
             print(f"{done}/{len(missing)} {cell.table} {cell.folder.name}: {what}", flush=True)
-    for path in args.tables:
-        own = read_table(path, args.runs, args.data, changes)
-        if written := collect(own, f"python benchmarks/tables.py {path} --data DATA"):
-            print(written)
+    if args.only != "train":
+        for folder in dict.fromkeys(cell.folder.parent for cell in cells):
+            words = [str(folder), "--cache", str(args.cache), *(["--data", args.data] if args.data else [])]
+            evaluate_cells.main(words)
 
 
 if __name__ == "__main__":

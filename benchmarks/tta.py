@@ -64,7 +64,7 @@ def write(
     }
     record(
         "tta",
-        claim=f"accuracy of steered test-time augmentation, CIFAR-10: {args.measured:,} images, clean and after each of "
+        claim=f"accuracy of steered test-time augmentation, CIFAR-10: {args.measured:,} images, clean and after "
         f"{', '.join(CORRUPTIONS)} at severity {SEVERITY}; paired gains, rows pool the seeds; views are COUNT x "
         "STRENGTH of the chain's ranges; chosen and weighted views are measured on images that did not choose them",
         command="python benchmarks/tta.py RUNS --data DATA --cache CACHE --seeds " + " ".join(map(str, seeds)),

@@ -178,8 +178,8 @@ def verdict(error: float, encoder: Encoder, adapter: str | None) -> str:
     joined = tuple(encoder.layers) != (FINAL,)
     layers = "" if joined or encoder.spec is None else "layers='all' (--layers all) and "
     return (
-        f"{left}, so do not trust it far; {layers}adapter='discriminant' (--adapter discriminant) give another "
-        "embedding, which moves more predictably in most encoders: embeddings that are stored must then be made again"
+        f"{left}, so do not trust it far; try {layers}adapter='discriminant' (--adapter discriminant): another "
+        "embedding, more predictable for most encoders, for which stored ones must be made again"
     )
 
 

@@ -23,6 +23,12 @@ class DataConfig:
     """use that many training images, drawn by the seed 0; none uses all"""
     test_limit: int | None = None
     """use that many test images"""
+    stream: bool = False
+    """read training images from parquet shards as they are needed: they then need not fit into memory"""
+    workers: int = 2
+    """processes that decode a stream, for each training process; 0 decodes between the steps"""
+    shuffle: int = 2048
+    """images among which each of them draws the next one"""
     root: str | None = None
     """local data: a folder that holds a copy of the source, or is what to use in its place"""
 
@@ -210,6 +216,11 @@ class TrainConfig:
             raise ConfigError("base and steering are both none; expected something to train: set one of them")
         if self.base == "distill":
             self._check_distill()
+        if self.data.stream and (self.base == "distill" or self.data.train_limit is not None):
+            raise ConfigError(
+                "data.stream is set with base distill or a train_limit; expected neither: a teacher's embeddings and a "
+                "choice of images need them in memory: leave stream out"
+            )
 
     def _check_distill(self) -> None:
         encoder = self.encoder

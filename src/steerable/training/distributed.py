@@ -40,7 +40,7 @@ def launch(config: TrainConfig) -> Any:
     """
     try:
         from lightning.fabric import Fabric
-        from lightning.fabric.strategies import DDPStrategy
+        from lightning.fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise MissingExtra("lightning", "train") from error
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
@@ -116,7 +116,7 @@ def synchronize(module: nn.Module) -> None:
 
     Statistics of a share would be another loss than that of the whole batch. On a GPU torch's own does it.
     """
-    from timm.layers import convert_sync_batchnorm
+    from timm.layers.norm_act import convert_sync_batchnorm
 
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -1,12 +1,16 @@
 """What feeds a run: images in memory, of which a batch is a draw of indices, each process taking its share of it."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from steerable.data import ImageSet
 from steerable.transforms.pixels import sent
+
+if TYPE_CHECKING:
+    from steerable.data.streaming import Stream
 
 
 def deal(batch: int, parts: int, part: int, size: int, rank: int) -> slice:
@@ -40,6 +44,26 @@ class InMemory:
         # chosen before they travel where the whole set does not fit
         index = here if self.images.device == self.device else batch[rows]
         return sent(self.images[index], self.device).float() / 255, self.goals[here]
+
+
+class Streamed:
+    """Images from shards: a batch holds the share of one process."""
+
+    def __init__(self, stream: "Stream", device: torch.device):
+        self.stream, self.device = stream, device
+        self.steps_per_epoch = stream.steps_per_epoch
+
+    def batches(self, generator: torch.Generator, first: int) -> Iterator[Any]:
+        """As of `InMemory`."""
+        return self.stream.batches(generator.initial_seed(), first)
+
+    def fetch(self, batch: Any, rows: slice) -> tuple[Tensor, Tensor]:
+        """As of `InMemory`; ``rows`` are those of the whole batch."""
+        share = rows.stop - rows.start
+        part = rows.start // (share * self.stream.size)
+        here = slice(part * share, (part + 1) * share)
+        images, labels = (sent(x[here], self.device) for x in (batch.images, batch.labels))
+        return images.float() / 255, labels
 
 
 def fits(images: Tensor, device: torch.device) -> bool:

@@ -20,10 +20,10 @@ from steerable.model import SteerableEncoder, steering_for
 from steerable.training.checkpoint import save_checkpoint
 from steerable.training.config import TrainConfig
 from steerable.training.distributed import gather, gather_plain, launch, synchronize
-from steerable.training.feeding import InMemory, deal
+from steerable.training.feeding import InMemory, Streamed, deal
 from steerable.training.objective import Learner, Objective
 from steerable.training.optimizer import Average, build_optimizer, schedule
-from steerable.training.setup import build_learner
+from steerable.training.setup import build_learner, shards_of
 from steerable.training.validation import encode_all
 from steerable.transforms import Chain, build
 from steerable.transforms.pixels import sent
@@ -62,8 +62,7 @@ class Run:
         self.learner, self.optimizer = self.fabric.setup(learner, optimizer)
         self.module: Learner = learner
         self.ema = Average(learner, config.ema) if config.ema else None
-        goals, self.teacher = self._goals()
-        self.feed = InMemory(train_set, goals, self.fabric.device, config.batch_size)
+        self.feed, self.teacher = self._feed()
         self.steps_per_epoch = self.feed.steps_per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.scheduler = LambdaLR(self.optimizer, schedule(self.total_steps, config.optimizer.warmup))
@@ -74,16 +73,25 @@ class Run:
         self.look_every = LOOK_EVERY if self.fabric.device.type == "cuda" else 1
         self.history: list[dict[str, Any]] = []
 
-    def _goals(self) -> tuple[Tensor, Tensor | None]:
-        """What the base loss aims at, by training image; and the teacher's embeddings of the test images in distill.
+    def _feed(self) -> tuple[InMemory | Streamed, Tensor | None]:
+        """What the steps take; and the teacher's embeddings of the test images in distill.
 
         The teacher is the network as the run starts. It sees each image untransformed, so that one pass serves all
         epochs; it is in no checkpoint: a resumed run starts from the same weights and asks it again.
         """
-        if self.config.base != "distill":
-            return self.train_set.labels.to(self.fabric.device), None
-        log.info("the teacher encodes %d images", len(self.train_set) + len(self.test_set))
-        return encode_all(self.module, self.train_set), encode_all(self.module, self.test_set)
+        config, device, size = self.config, self.fabric.device, self.fabric.world_size
+        if config.data.stream:
+            from steerable.data.streaming import Stream
+
+            data, share = config.data, config.batch_size // size
+            ways: dict[str, int] = {"shuffle": data.shuffle, "workers": data.workers}
+            stream = Stream(shards_of(config), batch=share, rank=self.fabric.global_rank, size=size, **ways)
+            return Streamed(stream, device), None
+        goals, teacher = self.train_set.labels.to(device), None
+        if config.base == "distill":
+            log.info("the teacher encodes %d images", len(self.train_set) + len(self.test_set))
+            goals, teacher = encode_all(self.module, self.train_set), encode_all(self.module, self.test_set)
+        return InMemory(self.train_set, goals, device, config.batch_size), teacher
 
     @property
     def epoch(self) -> int:
