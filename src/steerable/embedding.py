@@ -252,8 +252,8 @@ def _fresh(
         if isinstance(result, DataError):
             skipped.append(Skipped(entry.columns["path"], str(result)))
             continue
-        pixels, (width, height) = result
-        about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(pixels)}
+        pixels, picture, (width, height) = result
+        about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(picture)}
         fresh.append((pixels, {**entry.columns, **about}))
     return fresh
 
@@ -264,20 +264,23 @@ def _digest(raw: bytes | Pixels) -> str:
     return hashlib.sha256(repr(raw.shape).encode() + raw.tobytes()).hexdigest()
 
 
-def _decoded(raw: bytes | Pixels | DataError, size: int | None) -> tuple[Pixels, tuple[int, int]] | DataError:
-    """The pixels, and the width and height that the image has in its file, upright."""
+def _decoded(
+    raw: bytes | Pixels | DataError, size: int | None
+) -> tuple[Pixels, Pixels, tuple[int, int]] | DataError:
+    """The pixels, those to show, and the width and height that the image has in its file, upright."""
     if isinstance(raw, DataError):
         return raw
     if not isinstance(raw, bytes):
-        return raw, (raw.shape[1], raw.shape[0])
+        return raw, raw, (raw.shape[1], raw.shape[0])
     try:
         pixels = decode_array(raw, size=size)  # first: it refuses what is better not opened
+        picture = decode_array(raw, size=THUMBNAIL) if size and size < THUMBNAIL else pixels
     except DataError as error:
         return error
     with Image.open(io.BytesIO(raw)) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112) in _TURNED
-    return pixels, (height, width) if turned else (width, height)
+    return pixels, picture, (height, width) if turned else (width, height)
 
 
 def _stacked(fresh: Sequence[tuple[Pixels, Any]]) -> Tensor:
