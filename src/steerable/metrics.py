@@ -8,7 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 KNN_BLOCK = 1024  # queries whose similarities to the whole gallery are in memory at one time
@@ -67,6 +67,12 @@ def mean_reciprocal_rank(ranks: Int[Tensor, " n"]) -> float:
 def hit_at(ranks: Int[Tensor, " n"], k: int) -> float:
     """Share of items whose rank is at most k; chance among v views is k / v."""
     return (ranks <= k).double().mean().item()
+
+
+def paired_gain(ours: Bool[Tensor, " n"], plain: Bool[Tensor, " n"]) -> tuple[float, float]:
+    """Difference of the shares of two hits on the same n items, and its standard error."""
+    difference = ours.double() - plain.double()
+    return difference.mean().item(), (difference.std(correction=0) / len(difference) ** 0.5).item()
 
 
 def knn_accuracy(
