@@ -6,13 +6,14 @@ BIN := .venv/bin
 # One thread per process: the test workers share the cores, and sums then have one order.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help setup demo test check bench docs
+.PHONY: help setup demo test check bench tables docs
 
 help:
 	@echo "make demo   train a control and a steerable encoder on bundled photographs, audit both, write runs/demo/report.html"
 	@echo "make test   the default test suite (JOBS=$(JOBS) processes)"
 	@echo "make check  ruff and pyright"
 	@echo "make bench  measure speed; writes results/*.json"
+	@echo "make tables SIZE=small|full DATA=FOLDER  train and evaluate the cells of recipes/tables that are missing (JOBS side by side)"
 	@echo "make docs   write the generated pages and tables again from results/*.json and the docstrings"
 
 setup: .venv/.installed
@@ -37,6 +38,12 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/transforms.py
+
+SIZE ?= small
+DATA ?= ../shared/data
+tables: JOBS = 1
+tables: setup
+	$(BIN)/python benchmarks/tables.py recipes/tables/$(SIZE)/*.yaml --data $(DATA) --jobs $(JOBS)
 
 docs: setup
 	$(BIN)/python docs/pictures/idea.py

@@ -87,3 +87,23 @@ def test_tta_says_what_it_cannot_use(bundle: str, capsys):
     assert "name:severity" in failure(
         capsys, "eval", "tta", bundle, "--images", "photos", "--corruption", "fog"
     )
+
+
+def test_probes_from_words_to_table_and_picture(bundle: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("steerable.evaluate.minibatch.STEPS", 5)
+    words = [
+        "eval", "probes", bundle, "--train", "photos:train", "--images", "photos", "--size", "16", "--limit", "40",
+        "--train-limit", "60", "--views", "1", "--thetas", "9",
+    ]  # fmt: skip
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "60 of photos:train, tested on 40 of photos:test" in out
+    for word in ("plain, minibatch", "steered", "augmented", "passes/image"):
+        assert word in out
+    assert (tmp_path / "out" / "probes.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((tmp_path / "out" / "probes.json").read_text())["model"]["rows"]
+    assert {row["probe"]: row["passes"] for row in rows} == {
+        "plain": 1, "plain, minibatch": 1, "steered": 1, "augmented": 2,
+    }  # fmt: skip
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"model"}

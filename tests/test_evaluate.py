@@ -34,11 +34,33 @@ def blobs(n: int = 300, d: int = 6, classes: int = 3, seed: int = 0) -> tuple[to
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_linear_head_is_scikit_learns_classifier_on_raw_embeddings(classes: int):
+def test_a_linear_head_is_scikit_learns_classifier_on_raw_embeddings(classes: int, monkeypatch):
+    monkeypatch.setattr("steerable.evaluate.probing.TOLERANCE", 1e-6)
     x, y = blobs(classes=classes)
     head, c = linear_head(x, y, grid=GRID)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300)).fit(x.numpy(), y.numpy())
-    np.testing.assert_allclose(head(x).softmax(1).numpy(), model.predict_proba(x.numpy()), atol=1e-5)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=3000, tol=1e-8))
+    expected = model.fit(x.numpy(), y.numpy()).predict_proba(x.numpy())
+    np.testing.assert_allclose(head(x).softmax(1).numpy(), expected, atol=5e-4)
+
+
+def test_the_path_of_strengths_ends_where_a_fresh_start_does(monkeypatch):
+    monkeypatch.setattr("steerable.evaluate.probing.TOLERANCE", 1e-6)
+    x, y = blobs()
+    warm, c = linear_head(x, y, grid=(10.0, 1e-4, 1e-2, 1.0))
+    fresh, _ = linear_head(x, y, grid=[c])
+    torch.testing.assert_close(warm(x).softmax(1), fresh(x).softmax(1), atol=5e-4, rtol=0)
+
+
+def test_held_out_rows_choose_the_strength():
+    """A weak probe answers with the larger class; where held-out features lie, that is the best it can do."""
+    y = (torch.arange(200) % 5 > 2).long()
+    x = (2.0 * y - 1)[:, None].repeat(1, 2)
+    held_out = torch.arange(150, 200)
+    assert linear_head(x, y, grid=(1e-6, 1e2), held_out=held_out)[1] == 1e2
+    x[held_out] *= -1
+    assert linear_head(x, y, grid=(1e-6, 1e2), held_out=held_out)[1] == 1e-6
+    with pytest.raises(ShapeError, match="pair them up"):
+        linear_head(x, y[:-1], held_out=held_out)
 
 
 def test_labels_that_do_not_occur_are_never_chosen():

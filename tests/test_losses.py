@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from steerable import losses, metrics
+from steerable.theta import Param
 
 
 @pytest.fixture
@@ -99,3 +100,24 @@ def test_uniformity_ignores_norms_and_punishes_collapse():
     assert losses.uniformity(100 * e).item() == pytest.approx(losses.uniformity(e).item(), abs=1e-4)
     assert losses.uniformity(torch.ones(7, 4)).item() == pytest.approx(0, abs=1e-5)
     assert losses.uniformity(e) < 0
+
+
+def test_instance_is_the_cross_entropy_among_the_targets(pairs):
+    _, target, steered = pairs
+    cosine = torch.nn.functional.cosine_similarity(steered[:, None], target[None], dim=-1)
+    expected = -(cosine / 0.2).log_softmax(1).diagonal().mean()
+    assert losses.instance(target, steered, temperature=0.2).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.instance(target, target, temperature=0.01) < 0.01 < losses.instance(target, target.flip(0))
+
+
+PARAMS = (Param("zoom", "octave", 0.0, 1.8), Param("rotate", "degree", 0.0, 270.0, 360.0, 90.0, True))
+
+
+def test_prediction_is_squared_error_in_scales_and_cross_entropy_over_levels():
+    theta = torch.tensor([[0.9, 90.0], [1.8, 270.0]])
+    assert losses.prediction_width(PARAMS) == 5
+    predicted = torch.tensor([[0.0, 0.0, 9.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 9.0]])
+    wrong_level = math.log(1 + 3 * math.exp(-9))
+    expected = (0.5**2 / 2 + wrong_level) / 2
+    assert losses.prediction(predicted, theta, PARAMS).item() == pytest.approx(expected, rel=1e-4)
+    assert losses.prediction(predicted.flip(0), theta, PARAMS) > 4

@@ -9,7 +9,6 @@ from torch import nn
 from steerable.cli import main
 from steerable.data import ImageSet
 from steerable.errors import ConfigError, DataError
-from steerable.evaluate import ood as job
 from steerable.evaluate.ood import evaluate_ood
 from steerable.metrics import ood_figures
 from steerable.model import SteerableEncoder, steering_for
@@ -121,7 +120,9 @@ def test_a_second_run_takes_everything_from_the_cache(model, tmp_path, monkeypat
         )  # fmt: skip
 
     first = run()
-    monkeypatch.setattr(job._Encoding, "_encoded", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(
+        "steerable.evaluate.encoding.Encodings._encode", lambda *args: pytest.fail("encoded again")
+    )
     assert run()["rows"] == first["rows"]
 
 

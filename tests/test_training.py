@@ -16,6 +16,7 @@ from steerable.errors import BundleError, ConfigError, DataError, FitError
 from steerable.model import SteerableEncoder
 from steerable.training import DataConfig, EncoderConfig, OptimizerConfig, TrainConfig, loop, train
 from steerable.training.checkpoint import load_checkpoint, save_checkpoint
+from steerable.training.run import THETA, Run, generator_for
 
 
 def tiny(**changes) -> TrainConfig:
@@ -103,7 +104,7 @@ def test_the_control_sees_the_same_batches_and_thetas():
     for steering in ("basis", "none"):
         run = _run(tiny(steering=steering))
         index = next(run.batches())
-        theta = run.chain.sample(len(index), generator=loop.generator_for(0, loop.THETA, 0))
+        theta = run.chain.sample(len(index), generator=generator_for(0, THETA, 0))
         seen[steering] = (index, theta, run.module.encoder.network.state_dict()["conv1.weight"])
     assert all(torch.equal(a, b) for a, b in zip(seen["basis"], seen["none"], strict=True))
 
@@ -181,6 +182,51 @@ def test_a_non_finite_loss_stops_with_step_terms_and_checkpoint(tmp_path):
         train(config, out=tmp_path / "run")
     state, _ = load_checkpoint(tmp_path / "run" / "checkpoints")
     assert state["step"] >= 1
+
+
+class Seldom(Run):
+    """Looks at the losses as seldom as on a GPU."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.look_every = 3
+
+
+def test_losses_that_are_looked_at_seldom_are_the_same(monkeypatch):
+    seen = {}
+    for kind in (Run, Seldom):
+        monkeypatch.setattr(loop, "Run", kind)
+        rows = seen[kind] = []
+        train(tiny(epochs=1), listener=rows.append)
+    often, seldom = ([{**row, "images_per_second": None} for row in rows] for rows in seen.values())
+    assert often == seldom
+
+
+def test_a_non_finite_loss_that_is_seen_late_is_dated_to_its_step(monkeypatch):
+    config = tiny(
+        optimizer=OptimizerConfig(lr=1e25, clip_norm=None, warmup=0), epochs=4, checkpoint_every=100
+    )
+    steps = []
+    for kind in (Run, Seldom):
+        monkeypatch.setattr(loop, "Run", kind)
+        with pytest.raises(FitError, match="not finite at step") as caught:
+            train(config)
+        steps.append(str(caught.value).partition("(")[0])
+    assert steps[0] == steps[1]
+
+
+def test_validation_may_be_seldom_but_never_misses_the_last_epoch(tmp_path):
+    history = train(tiny(epochs=3, validate_every=2), out=tmp_path / "run").history
+    assert ["relative_error" in row for row in history] == [False, True, True]
+    assert all("relative" in row for row in history)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike_and_keeps_its_names():
+    plain, compiled = (train(tiny(epochs=1, compile=flag)).model.state_dict() for flag in (False, True))
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=2e-2, atol=2e-3)
 
 
 def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path):

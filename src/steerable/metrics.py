@@ -8,8 +8,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+KNN_BLOCK = 1024  # queries whose similarities to the whole gallery are in memory at one time
 
 
 def relative_error(
@@ -67,6 +69,12 @@ def hit_at(ranks: Int[Tensor, " n"], k: int) -> float:
     return (ranks <= k).double().mean().item()
 
 
+def paired_gain(ours: Bool[Tensor, " n"], plain: Bool[Tensor, " n"]) -> tuple[float, float]:
+    """Difference of the shares of two hits on the same n items, and its standard error."""
+    difference = ours.double() - plain.double()
+    return difference.mean().item(), (difference.std(correction=0) / len(difference) ** 0.5).item()
+
+
 def knn_accuracy(
     gallery: Float[Tensor, "n d"],
     gallery_labels: Int[Tensor, " n"],
@@ -76,17 +84,32 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy of weighted nearest neighbors: the score of a class is the sum of exp(cos / T) over the top k.
+    """Share of the queries whose class `knn_classes` finds."""
+    found = knn_classes(gallery, gallery_labels, query, k=k, temperature=temperature)
+    return (found == query_labels).double().mean().item()
+
+
+def knn_classes(
+    gallery: Float[Tensor, "n d"],
+    gallery_labels: Int[Tensor, " n"],
+    query: Float[Tensor, "b d"],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Int[Tensor, " b"]:
+    """Classes by weighted nearest neighbors: the score of a class is the sum of exp(cos / T) over the top k.
 
     Formula: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination (arXiv
     1805.01978).
     """
-    classes = int(torch.cat([gallery_labels, query_labels]).max()) + 1
-    similarity = F.normalize(query, dim=-1) @ F.normalize(gallery, dim=-1).T
-    top, index = similarity.topk(min(k, gallery.shape[0]), dim=1)
-    scores = torch.zeros(query.shape[0], classes, device=query.device)
-    scores.scatter_add_(1, gallery_labels[index], (top / temperature).exp())
-    return (scores.argmax(1) == query_labels).double().mean().item()
+    unit = F.normalize(gallery, dim=-1)
+    classes, found = int(gallery_labels.max()) + 1, []
+    for part in F.normalize(query, dim=-1).split(KNN_BLOCK):
+        top, index = (part @ unit.T).topk(min(k, len(unit)), dim=1)
+        scores = torch.zeros(len(part), classes, device=query.device)
+        scores.scatter_add_(1, gallery_labels[index], (top / temperature).exp())
+        found.append(scores.argmax(1))
+    return torch.cat(found)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> float:

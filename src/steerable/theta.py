@@ -34,8 +34,8 @@ class Param:
     """One coordinate of theta; it names flags, report rows and sliders.
 
     ``low`` and ``high`` bound what is sampled, in ``unit``s; values outside are legal. ``period`` is the length
-    after which the coordinate repeats, or None. ``step`` is the grain of a slider; a coordinate
-    whose step fills its range (``is_switch``) takes the values low and high only.
+    after which the coordinate repeats, or None. ``step`` is the grain of a slider; where ``stepped``, only whole steps
+    above low are drawn. A coordinate whose step fills its range (``is_switch``) takes the values low and high only.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Param:
     high: float
     period: float | None = None
     step: float = 0.01
+    stepped: bool = False
 
     def __post_init__(self):
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
@@ -56,6 +57,11 @@ class Param:
     def is_switch(self) -> bool:
         """True for on/off coordinates such as a flip."""
         return self.low == 0 and self.high == 1 and self.step == 1
+
+    @property
+    def levels(self) -> int | None:
+        """How many values are drawn: 2 for a switch, None for a continuous coordinate."""
+        return round((self.high - self.low) / self.step) + 1 if self.stepped or self.is_switch else None
 
     @property
     def scale(self) -> float:

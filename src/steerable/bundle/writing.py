@@ -157,7 +157,7 @@ def _timm_config(encoder: Encoder) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CONFIG
         try:
-            save_config_for_hf(encoder.network, str(path), model_args=args)
+            save_config_for_hf(encoder.network, path, model_args=args)
         except (TypeError, ValueError) as error:
             raise BundleError(
                 f"timm cannot describe {encoder.name} ({error}); expected model_args that JSON can hold: "

@@ -1,8 +1,11 @@
 """Where work that took long is kept between runs: one folder, and files that appear whole or not at all."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 VARIABLE = "STEERABLE_CACHE"
 
@@ -27,3 +30,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remembered(path: Path | None, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in the file, or, where that is missing or damaged, a new one, which is written whole or not at all."""
+    if path is None:
+        return make()
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return np.load(path)
+    array = make()
+    write_whole(path, lambda partial: _save(partial, array))
+    return array
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, numpy would add an ending to it
+        np.save(file, array)

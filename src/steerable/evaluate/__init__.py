@@ -5,9 +5,12 @@ from steerable.evaluate.ood import evaluate_ood
 from steerable.evaluate.probe_arms import evaluate_probes
 from steerable.evaluate.probing import C_GRID, ProbeResult, linear_head, probe
 from steerable.evaluate.retrieval import evaluate_retrieval
+from steerable.evaluate.robustness import ALEXNET, evaluate_robustness
+from steerable.evaluate.transfer import evaluate_transfer, load_parts
 from steerable.evaluate.tta import evaluate_tta
 
 __all__ = [
+    "ALEXNET",
     "CORRUPTIONS",
     "CORRUPTION_NAMES",
     "C_GRID",
@@ -16,7 +19,10 @@ __all__ = [
     "evaluate_ood",
     "evaluate_probes",
     "evaluate_retrieval",
+    "evaluate_robustness",
+    "evaluate_transfer",
     "evaluate_tta",
     "linear_head",
+    "load_parts",
     "probe",
 ]

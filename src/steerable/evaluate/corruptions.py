@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from steerable.data import ImageSet
-from steerable.data.cache import write_whole
+from steerable.data.cache import remembered
 from steerable.errors import ConfigError, DataError, MissingExtra, one_of
 
 CORRUPTIONS = {
@@ -74,22 +74,6 @@ def corrupt(
         )
     title = f"{images.name} {name} {severity}".strip()
     return ImageSet(torch.from_numpy(pixels), images.labels, images.classes, images.paths, name=title)
-
-
-def remembered(path: Path | None, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in the file, or, where that is missing or damaged, a new one, which is written whole or not at all."""
-    if path is None:
-        return make()
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(path)
-    array = make()
-    write_whole(path, lambda partial: _save(partial, array))
-    return array
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:  # given a name, numpy would add an ending to it
-        np.save(file, array)
 
 
 def _corrupted(images: ImageSet, name: str, severity: int, seed: int) -> np.ndarray:

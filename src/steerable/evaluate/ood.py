@@ -7,7 +7,6 @@ scores on views that were truly encoded: the ceiling.
 """
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from steerable.data import ImageSet
 from steerable.errors import ConfigError, DataError, one_of
-from steerable.evaluate.corruptions import SEVERITIES, corrupt, remembered
+from steerable.evaluate.corruptions import SEVERITIES, corrupt
+from steerable.evaluate.encoding import Encodings
 from steerable.evaluate.lineup import BANK_VIEWS, Lineup, encoded_thetas, steered_thetas
 from steerable.evaluate.probing import C_GRID, linear_head
 from steerable.metrics import ood_figures
@@ -66,7 +66,7 @@ def evaluate_ood(
         known: images of the training classes that neither encoder nor head was trained on.
         foreign: other images by name. near: the names among them that resemble the known ones.
         train: labeled images that detectors, and a missing head, are fitted on.
-        corruptions: names; each corrupts the measured part of ``known``, at each of ``severities``.
+        corruptions: names; each corrupts ``known``, whose measured part is scored, at each of ``severities``.
         views: steered views that the head sees. encoded: truly encoded ones; 0 leaves out the ceiling and the residual.
         cache: a folder for corrupted pixels and embeddings, so that an interrupted run goes on.
 
@@ -76,14 +76,15 @@ def evaluate_ood(
     """
     _check(known, {"the known set": known, "train": train, **foreign}, foreign, train, near, corruptions)
     generator = torch.Generator().manual_seed(seed)
-    validation, known = _parted(known, generator)
-    encode = _Encoding(model, encoded_thetas(model.chain, encoded, generator), cache)
-    total = 3 + len(foreign) + len(corruptions) * len(severities)
+    validation, measured = _parted(len(known), generator)
+    encode, moves = Encodings(model, cache), encoded_thetas(model.chain, encoded, generator)
+    total = 2 + len(foreign) + len(corruptions) * len(severities)
 
-    def step(done: int, name: str, images: ImageSet) -> Tensor:
+    def step(done: int, name: str, images: ImageSet) -> Float[Tensor, "n w d"]:
+        """Each image encoded plain and at each of the moves."""
         if progress:
             progress(done, total, name)
-        return encode(images)
+        return torch.stack([encode(images), *(encode(images, theta) for theta in moves)], 1)
 
     x = step(0, "train", train)
     # embeddings are scored on the CPU, whatever device encodes: some detectors know no other
@@ -93,24 +94,22 @@ def evaluate_ood(
         head,
         thetas=steered_thetas(model.chain, views, generator),
         bank=model.chain.sample(BANK_VIEWS, generator=generator),
-        encoded=encode.thetas,
+        encoded=moves,
     ).fit(x, train.labels)
-    limits = {
-        name: threshold(scores)
-        for name, scores in lineup.calibrate(step(1, "validation", validation)).items()
-    }
-    plain = lineup.score(step(2, "known", known))
+    x = step(1, "known", known)
+    limits = {name: threshold(scores) for name, scores in lineup.calibrate(x[validation]).items()}
+    plain = lineup.score(x[measured])
+    scored = {}
     sets = _foreign_sets(known, foreign, near, corruptions, severities, seed, cache)
-    scored = {
-        place: lineup.score(step(done, " ".join(map(str, place[1:])), images))
-        for done, (place, images) in enumerate(sets, 3)
-    }
+    for done, (place, images) in enumerate(sets, 2):
+        x = step(done, " ".join(map(str, place[1:])), images)
+        scored[place] = lineup.score(x[measured] if place[0] == "corruptions" else x)
     rows = list(_rows(plain, scored, limits))
     return {
-        "scores": _summary(lineup, rows, limits, _pass_milliseconds(model, known, encode.thetas)),
+        "scores": _summary(lineup, rows, limits, _pass_milliseconds(model, known, moves)),
         "rows": rows,
         "settings": {
-            "known": known.name, "train": train.name, "n_known": len(known), "n_validation": len(validation),
+            "known": known.name, "train": train.name, "n_known": len(measured), "n_validation": len(validation),
             "n_train": len(train), "foreign": {name: len(images) for name, images in foreign.items()},
             "corruptions": list(corruptions), "severities": list(severities), "views": views,
             "encoded": encoded, "seed": seed, "own_head": model.head is not None,
@@ -119,11 +118,11 @@ def evaluate_ood(
     }  # fmt: skip
 
 
-def _parted(known: ImageSet, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
-    """Validation images, and those that are measured."""
-    order = torch.randperm(len(known), generator=generator)
-    cut = round(VALIDATION * len(known))
-    return known.subset(order[:cut]), known.subset(order[cut:])
+def _parted(n: int, generator: torch.Generator) -> tuple[Int64[Tensor, " v"], Int64[Tensor, " m"]]:
+    """Rows of the known images that validate, and those that are measured."""
+    order = torch.randperm(n, generator=generator)
+    cut = round(VALIDATION * n)
+    return order[:cut], order[cut:]
 
 
 def _rows(plain: Scores, scored: Mapping[Place, Scores], limits: Mapping[str, float]) -> Iterator[Figures]:
@@ -234,27 +233,3 @@ def _pass_milliseconds(model: SteerableEncoder, images: ImageSet, thetas: Tensor
             seconds[kind].append(time.perf_counter() - start)
     plain, moved = (1000 * median(times) / len(batch) for times in seconds)
     return plain, moved
-
-
-class _Encoding:
-    """x (n, 1 + w, d) of a set: each image encoded plain and at each of ``thetas`` (w, p); kept in ``cache``."""
-
-    def __init__(self, model: SteerableEncoder, thetas: Tensor, cache: Path | str | None):
-        self.model = model
-        self.thetas = thetas
-        self.folder = None if cache is None else Path(cache).expanduser() / "embeddings"
-        if self.folder is not None:
-            key = f"{model.encoder.fingerprint()} {model.chain.config()} {thetas.tolist()}"
-            self.folder /= hashlib.sha256(key.encode()).hexdigest()[:24]
-
-    def __call__(self, images: ImageSet) -> Float[Tensor, "n w d"]:
-        path = self.folder and self.folder / f"{images.fingerprint[:24]}.npy"
-        return torch.from_numpy(remembered(path, lambda: self._encoded(images).cpu().numpy()))
-
-    def _encoded(self, images: ImageSet) -> Tensor:
-        return torch.cat([self._orbit(batch) for batch in images.batches(256, device=self.model.device)])
-
-    def _orbit(self, batch: Tensor) -> Tensor:
-        model = self.model
-        views = [model.chain.apply(batch, row.to(batch).expand(len(batch), -1)) for row in self.thetas]
-        return torch.stack([model.encode(view) for view in (batch, *views)], dim=1)

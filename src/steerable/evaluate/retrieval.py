@@ -115,7 +115,7 @@ class _Hunt:
             target = F.normalize(self._encode(moved), dim=1)
             asked = {
                 "unsteered": rough,
-                "steered": self.model.steer(rough, question.theta),
+                "steered": self.model.steer(rough, question.theta).cpu(),
                 "reencoded": self._encode(self._transformed(self.rough, question)),
             }
             cosines = {kind: F.normalize(e, dim=1) @ self.gallery.T for kind, e in asked.items()}

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steerable.data import ImageSet
 from steerable.data.images import random_order
-from steerable.errors import ConfigError, DataError
+from steerable.errors import ConfigError
+from steerable.evaluate.heads import check_labels
+from steerable.metrics import paired_gain
 from steerable.model import SteerableEncoder
 from steerable.tta import VIEWS, choose_views, fold, merge, merged, views
 
@@ -100,11 +102,7 @@ class _Study:
             raise ConfigError(
                 "the model has no head; expected a classifier: give images to train a probe on (--train)"
             )
-        if not self.images.labeled or int(self.images.labels.max()) >= head.out_features:
-            raise DataError(
-                f"{self.images.name or 'the images'} have {len(self.images.classes)} classes and the head "
-                f"{head.out_features} outputs; expected labels that are its outputs: give the data that it was made for"
-            )
+        check_labels(self.images, head)
         self.head = head.to(self.model.device)
         self.labels = self.images.labels.to(self.model.device)
         self.notes: list[str] = []
@@ -122,7 +120,7 @@ class _Study:
         """A row for probabilities of the images at index; seconds per image beyond the plain pass."""
         index = torch.arange(len(self.labels)) if index is None else index
         y, plain = self.labels[index], self.plain[index]
-        gain, error = _paired(p.argmax(1) == y, plain.argmax(1) == y)
+        gain, error = paired_gain(p.argmax(1) == y, plain.argmax(1) == y)
         return {
             "method": method,
             "views": n_views,
@@ -188,7 +186,7 @@ class _Study:
     def _recovered(self, row: Mapping[str, Any], thetas: Tensor, index: Tensor) -> dict[str, float | None]:
         p, _ = self._merged(thetas, "mean", "probabilities", index=index)
         y = self.labels[index]
-        gain, _ = _paired(p.argmax(1) == y, self.plain[index].argmax(1) == y)
+        gain, _ = paired_gain(p.argmax(1) == y, self.plain[index].argmax(1) == y)
         clear = row["gain"] > 2 * row["gain_se"]
         return {"steered_gain": gain, "recovered": gain / row["gain"] if clear else None}
 
@@ -279,12 +277,6 @@ def calibration_error(p: Float[Tensor, "n c"], labels: Int[Tensor, " n"], bins: 
     gap = torch.zeros(bins, dtype=torch.float64, device=p.device)
     gap.index_add_(0, bin_of, confidence - (predicted == labels).double())
     return (gap.abs().sum() / len(p)).item()
-
-
-def _paired(ours: Bool[Tensor, " n"], plain: Bool[Tensor, " n"]) -> tuple[float, float]:
-    """Mean difference of two hits on the same images, and its standard error."""
-    difference = ours.double() - plain.double()
-    return difference.mean().item(), (difference.std(correction=0) / len(difference) ** 0.5).item()
 
 
 def _median(seconds: Sequence[float]) -> float:

@@ -1,12 +1,14 @@
 """The settings of a training run; a recipe is one of these as YAML."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from steerable.errors import ConfigError
+from steerable.errors import ConfigError, one_of
 
-EQUIVARIANCE = ("squared", "relative", "contrastive")
+EQUIVARIANCE = ("squared", "relative", "contrastive", "instance", "vicreg")
+PREDICTION = ("chain", "base")
 
 
 @dataclass
@@ -73,22 +75,31 @@ class TrainConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     chain: str | list[dict[str, Any]] = "simclr"
     """preset's name, or a list of transforms with their ranges"""
+    base_chain: str | list[dict[str, Any]] | None = None
+    """transforms of both views alike, before the chain; none takes images as they are"""
     base: Literal["supervised", "simclr", "vicreg", "barlow", "distill", "none"] = "supervised"
     """the loss that equivariance is added to; distill stays near the embeddings of the weights it starts from"""
     base_temperature: float = 0.2
     """of simclr"""
     projector: int = 256
     """width of the self-supervised losses' projector"""
-    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential"] = "basis"
-    """the map's family; none is the invariant control"""
+    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = "basis"
+    """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is for
+    comparison with SIE, and a ridge map takes its place after training"""
+    steering_at: Literal["backbone", "projector"] = "backbone"
+    """what the map acts on in training; after a projector a ridge map is fitted to the backbone's embedding"""
+    steered_share: float = 1.0
+    """share of the embedding's columns, the last ones, that the equivariance terms see; below 1 the base loss sees the others"""
     features: str = "linear"
     """functions of theta that the map is linear in, joined by +"""
     equivariance: dict[str, float] = field(default_factory=lambda: {"relative": 0.3})
-    """weights of the forms squared, relative and contrastive; unused where steering is none"""
+    """weights of the forms squared, relative, contrastive, instance and vicreg; unused where steering is none"""
+    prediction: dict[str, float] = field(default_factory=dict)
+    """weights of the prediction of theta: chain (from the pair of embeddings), base (base_chain's, from one embedding)"""
     uniformity: float | None = None
     """weight of the uniformity term; unset is 0.05 with steering, 0 without and 0 in distill"""
     temperature: float = 0.1
-    """of the contrastive form"""
+    """of the forms contrastive and instance"""
     negatives: int = 31
     """other thetas that the contrastive form tells the true one from"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -102,8 +113,12 @@ class TrainConfig:
     """fit the map once more in closed form after training (basis, shift and low_rank)"""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed where the hardware has it, else 32-true"""
+    compile: bool = False
+    """compile the encoder's network: slower to start, faster by the step on a GPU"""
+    validate_every: int = 1
+    """epochs between validations; the last epoch always has one"""
     checkpoint_every: int = 200
-    """steps between checkpoints; one is also written after each epoch"""
+    """steps between checkpoints; one is also written after each epoch that is validated"""
     seed: int = 0
     """of weights, order and thetas"""
 
@@ -115,6 +130,11 @@ class TrainConfig:
         return 0.0 if self.steering == "none" or self.base == "distill" else 0.05
 
     @property
+    def steers_embedding(self) -> bool:
+        """True where the trained map acts on the embedding itself, and is what the bundle keeps."""
+        return self.steering_at == "backbone" and self.steered_share == 1 and self.steering not in ("none", "hypernetwork")
+
+    @property
     def equivariance_weights(self) -> dict[str, float]:
         """The forms in use, those with weight zero left out; empty in the control."""
         return {} if self.steering == "none" else {k: v for k, v in self.equivariance.items() if v}
@@ -122,6 +142,17 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON and YAML types."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The way back from `to_dict`; what is left out keeps its default. Types are not checked, as recipes' are.
+
+        Raises:
+            ConfigError: an unknown key (the nearest one is suggested).
+        """
+        parts = {"data": DataConfig, "encoder": EncoderConfig, "optimizer": OptimizerConfig}
+        nested = {key: _made(part, values[key], f"{key}.") for key, part in parts.items() if key in values}
+        return _made(cls, {**values, **nested})
 
     def check(self) -> None:
         """Raise where settings contradict each other or are out of range.
@@ -132,14 +163,27 @@ class TrainConfig:
         from steerable.transforms import build  # here: the settings alone load without torch
 
         build(self.chain)
-        for key in self.equivariance:
-            if key not in EQUIVARIANCE:
-                raise ConfigError(
-                    f"equivariance form is {key!r}; expected {', '.join(EQUIVARIANCE)}: correct the recipe"
-                )
+        for what, given, known in (
+            ("equivariance form", self.equivariance, EQUIVARIANCE), ("prediction", self.prediction, PREDICTION),
+        ):  # fmt: skip
+            for key in given:
+                if key not in known:
+                    raise ConfigError(f"{what} is {key!r}; expected {', '.join(known)}: correct the recipe")
+        if self.base_chain is not None:
+            build(self.base_chain)
+        elif self.prediction.get("base"):
+            raise ConfigError(
+                "prediction of base has a weight and there is no base_chain; expected transforms of both views: "
+                "name some, e.g. [{name: rotate, degrees: [0, 270], step: 90}]"
+            )
+        if not 0 < self.steered_share <= 1:
+            raise ConfigError(
+                f"steered_share is {self.steered_share}; expected more than 0 and at most 1: correct the recipe"
+            )
         for name, value, least in (
             ("epochs", self.epochs, 1), ("batch_size", self.batch_size, 2), ("negatives", self.negatives, 1),
-            ("checkpoint_every", self.checkpoint_every, 1), ("optimizer.lr", self.optimizer.lr, 0),
+            ("checkpoint_every", self.checkpoint_every, 1), ("validate_every", self.validate_every, 1),
+            ("optimizer.lr", self.optimizer.lr, 0),
             ("temperature", self.temperature, 1e-4), ("projector", self.projector, 2),
         ):  # fmt: skip
             if not value >= least:
@@ -151,7 +195,7 @@ class TrainConfig:
                 f"steering is {self.steering!r} without an equivariance loss; expected a weight for one of "
                 f"{', '.join(EQUIVARIANCE)}: e.g. --equivariance.relative 0.3, or --steering none for the control"
             )
-        if self.base == "none" and self.steering == "none":
+        if self.base == "none" and self.steering == "none" and not self.prediction:
             raise ConfigError("base and steering are both none; expected something to train: set one of them")
         if self.base == "distill":
             self._check_distill()
@@ -168,3 +212,11 @@ class TrainConfig:
                 "base is 'distill' without steering; expected something to train, and the distance from the teacher "
                 "starts at zero and stays there: set steering, or --uniformity 0.05 for that control"
             )
+
+
+def _made(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    known = [item.name for item in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"setting {prefix}{key} is unknown; {one_of(key, known)}")
+    return kind(**values)

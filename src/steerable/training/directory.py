@@ -71,15 +71,16 @@ def _picture(history: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure  # no pyplot: a library opens no windows and keeps no global figure
 
     meta = {"epoch", "step", "images_per_second"}
-    names = [name for name in history[0] if name not in meta]
+    names = [name for name in dict.fromkeys(key for row in history for key in row) if name not in meta]
     columns = 3
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, name in zip(axes, names, strict=False):
+        rows_with = [row for row in history if name in row]
         axis.plot(
-            [row["epoch"] for row in history],
-            [row.get(name) for row in history],
+            [row["epoch"] for row in rows_with],
+            [row[name] for row in rows_with],
             marker="o",
             ms=3,
             color="#1b6ca8",

@@ -1,9 +1,12 @@
-"""The optimizer of a run, and how its learning rate goes."""
+"""The optimizer of a run, how its learning rate goes, and the average of its weights."""
 
+import itertools
 import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from steerable.training.config import OptimizerConfig
 from steerable.training.objective import Learner
@@ -40,3 +43,24 @@ def build_optimizer(learner: Learner, config: OptimizerConfig, *, fused: bool) -
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, fused=fused)
+
+
+class Average(AveragedModel):
+    """A moving average of weights and buffers that waits for no device; torch's own reads its counter at each step."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module, *, first: bool = False) -> None:
+        """One step of the average; ``first`` copies the weights as they are."""
+        kept, new = (
+            list(itertools.chain(each.parameters(), each.buffers())) for each in (self.module, model)
+        )
+        floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
+        share = 1.0 if first else 1 - self.decay
+        torch._foreach_lerp_([kept[i] for i in floats], [new[i] for i in floats], share)  # pyright: ignore
+        for i in set(range(len(kept))) - set(floats):  # BatchNorm's counters
+            kept[i].copy_(new[i])
+        self.n_averaged += 1

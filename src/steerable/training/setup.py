@@ -1,9 +1,12 @@
-"""From settings to parts: data, modules, precision."""
+"""From settings to parts: data, modules, precision, and what the hardware is told."""
 
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import Tensor
 
 from steerable.data import ImageSet, load_images, localized, splits
 from steerable.data.sources import parse_source
@@ -11,8 +14,8 @@ from steerable.encoders import load_encoder
 from steerable.errors import DataError
 from steerable.model import steering_for
 from steerable.training.config import TrainConfig
-from steerable.training.objective import Learner
-from steerable.transforms import Chain
+from steerable.training.objective import HyperMatrix, Learner, steered_width
+from steerable.transforms import Chain, build
 
 log = logging.getLogger("steerable")
 
@@ -68,9 +71,13 @@ def build_learner(config: TrainConfig, chain: Chain, n_classes: int) -> Learner:
         image_size=e.image_size, model_args=e.model_args,
     )  # fmt: skip
     steering = None
-    if config.steering != "none":
-        steering = steering_for(chain, encoder.dim, config.steering, config.features)
-    return Learner(encoder, steering, config, n_classes)
+    width = steered_width(config, encoder.dim)
+    if config.steering == "hypernetwork":
+        steering = HyperMatrix(width, chain.params)
+    elif config.steering != "none":
+        steering = steering_for(chain, width, config.steering, config.features)
+    base_params = build(config.base_chain).params if config.base_chain is not None else ()
+    return Learner(encoder, steering, config, n_classes, params=chain.params, base_params=base_params)
 
 
 def precision_for(precision: str) -> str:
@@ -84,3 +91,33 @@ def precision_for(precision: str) -> str:
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     )
     return "bf16-mixed" if native else "32-true"
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the images may live on the device: they take at most half of what a GPU has free."""
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+@contextmanager
+def fast_math(device: torch.device, precision: str) -> Iterator[None]:
+    """On a GPU: let cuDNN try its algorithms, and TF32 in what mixed precision leaves in float32; both only within.
+
+    precision: as configured; 32-true is taken at its word.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    tried = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True  # pyright: ignore[reportAttributeAccessIssue]
+    torch.set_float32_matmul_precision(before if precision == "32-true" else "high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = tried  # pyright: ignore[reportAttributeAccessIssue]
+        torch.set_float32_matmul_precision(before)
+
+
+def eager() -> AbstractContextManager[None]:
+    """Within it nothing runs compiled: to compile for a shape that is met once an epoch costs more than it saves."""
+    return torch.compiler.set_stance("force_eager")

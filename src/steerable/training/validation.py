@@ -4,7 +4,7 @@ import logging
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerable import metrics
 from steerable.data import ImageSet
@@ -43,7 +43,7 @@ def validate(
     target = torch.cat([learner.encoder.encode(view) for view in views])
     source = e[:queries]
     figures = {"invariance_level": metrics.invariance_level(source, target)}
-    if learner.steering is not None:
+    if learner.steering is not None and learner.steers_embedding:
         figures["relative_error"] = metrics.relative_error(source, target, learner.steering(source, theta))
     if teacher is not None:
         figures["teacher_distance"] = metrics.invariance_level(teacher, e)
@@ -53,8 +53,8 @@ def validate(
         figures["knn_accuracy"] = metrics.knn_accuracy(
             gallery, train_set.labels[: len(gallery)].to(device), e, labels
         )
-        if isinstance(learner.readout, nn.Linear):
-            figures["test_accuracy"] = (learner.readout(e).argmax(1) == labels).double().mean().item()
+        if (head := learner.head()) is not None:
+            figures["test_accuracy"] = (head(e).argmax(1) == labels).double().mean().item()
     learner.train(training)
     return figures
 
@@ -75,8 +75,8 @@ def refit(
     """
     few = images.subset(range(min(pairs, len(images))))
     views = min(5, max(1, pairs // len(few)))  # more views of the same images add little
-    stream = model.pairs(few.batches(500), views=views, generator=_seeded(1))
-    family, features = config.steering, model.steering.features
+    stream = model.pairs(few.batches(500, device=model.device), views=views, generator=_seeded(1))
+    family, features = model.steering.name, model.steering.features
     try:
         # not strict: ReLU networks have dead coordinates, and those need no motion
         fitted = fit_embeddings(stream, map=family, features=features, projection="auto", strict=False)
@@ -86,8 +86,10 @@ def refit(
     sizes = {key: value for key, value in fitted.config().items() if key in ("inner", "rank")}
     steering = build_map(model.steering.config() | sizes)
     steering.load_state_dict(fitted.state_dict())
-    new = model.pairs(few.subset(range(min(QUERIES, len(few)))).batches(500), generator=_seeded(2))
-    source, theta, target, _ = (torch.cat(part) for part in zip(*new, strict=True))
+    steering.to(model.device)
+    asked = few.subset(range(min(QUERIES, len(few))))
+    new = model.pairs(asked.batches(500, device=model.device), generator=_seeded(2))
+    source, theta, target = (torch.cat(part).to(model.device) for part in list(zip(*new, strict=True))[:3])
     with torch.no_grad():
         trained, refitted = (
             metrics.relative_error(source, target, each(source, theta)) for each in (model.steering, steering)

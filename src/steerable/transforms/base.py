@@ -35,16 +35,18 @@ class Transform(ABC):
         return (self.laws,) * len(self.params)
 
     def sample(self, n: int, *, generator: torch.Generator) -> Float[Tensor, "n p"]:
-        """Draw n thetas, float32 on the CPU: uniform within each range, even odds for a switch.
+        """Draw n thetas, float32 on the CPU: uniform within each range, or over the values of a stepped coordinate.
 
         Raises:
             ThetaError: the generator is absent or not on the CPU.
         """
-        low = torch.tensor([param.low for param in self.params])
-        high = torch.tensor([param.high for param in self.params])
-        theta = low + (high - low) * uniform(n, len(self.params), generator)
-        switches = torch.tensor([param.is_switch for param in self.params], dtype=torch.bool)
-        return torch.where(switches, (theta > 0.5).float(), theta)
+        draw = uniform(n, len(self.params), generator)
+        columns = []
+        for param, u in zip(self.params, draw.T, strict=True):
+            span = param.high - param.low if param.levels is None else param.step * param.levels
+            value = span * u
+            columns.append(param.low + (value if param.levels is None else (value / param.step).floor() * param.step))
+        return torch.stack(columns, dim=1)
 
     def apply(self, images: Tensor, theta: Tensor) -> Tensor:
         """Transform each image by its own row of theta.

@@ -28,14 +28,23 @@ class Geometric(Transform):
 
 
 class Rotate(Geometric):
-    """Rotation about the image's center, in degrees, counter-clockwise positive."""
+    """Rotation about the image's center, in degrees, counter-clockwise positive; ``step`` draws whole steps only.
+
+    ``Rotate((0, 270), step=90)`` draws quarter turns.
+    """
 
     name = "rotate"
     laws = Laws.ALL
 
-    def __init__(self, degrees: Range = 30.0):
+    def __init__(self, degrees: Range = 30.0, step: float | None = None):
         self.degrees = as_range(degrees, "degrees")
-        self.params = (Param("rotate", "degree", *self.degrees, period=360.0, step=1.0),)
+        if step is not None and not 0 < step <= self.degrees[1] - self.degrees[0]:
+            raise ConfigError(
+                f"step is {step!r}; expected degrees within the range {self.degrees}: e.g. (0, 270) with step=90"
+            )
+        self.step = step
+        grain = {"step": 1.0} if step is None else {"step": float(step), "stepped": True}
+        self.params = (Param("rotate", "degree", *self.degrees, period=360.0, **grain),)
 
     def matrix(self, theta: Float[Tensor, "b 1"], ratio: float = 1.0) -> Float[Tensor, "b 3 3"]:
         angle = torch.deg2rad(theta[:, 0])

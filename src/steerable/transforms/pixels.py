@@ -45,6 +45,13 @@ class Plan:
         )
 
 
+def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on the device, of that type; to a GPU through page-locked memory, without waiting for its work."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype or tensor.dtype)
+
+
 def _product(before: Tensor | None, after: Tensor | None) -> Tensor | None:
     if before is None or after is None:
         return after if before is None else before
@@ -70,7 +77,7 @@ def _paint_block(images: Float[Tensor, "b 3 h w"], plan: Plan) -> Float[Tensor, 
     out = source if plan.matrix is None else warp(source, plan.matrix)
     out = out if plan.color is None else recolor(out, plan.color)
     for act, theta in plan.filters:
-        out = act(out, theta.to(out.device, out.dtype))
+        out = act(out, sent(theta, out.device, out.dtype))
     # A filter may hand back its input or keep its output for the gradient: then not in place.
     fresh = not plan.filters and out is not source and not out.requires_grad
     return out.clamp_(0, 1) if fresh else out.clamp(0, 1)
@@ -89,9 +96,9 @@ def warp(images: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"]) -> Fl
     if not bool(straight.any()):
         return _warp_free(images, matrix)
     out = torch.empty_like(images)
-    here = straight.to(images.device)
-    out[here] = _warp_straight(images[here], matrix[straight])
-    out[~here] = _warp_free(images[~here], matrix[~straight])
+    for rows, resample in ((straight, _warp_straight), (~straight, _warp_free)):
+        here = sent(rows.nonzero().flatten(), images.device)
+        out[here] = resample(images[here], matrix[rows])
     return out
 
 
@@ -118,9 +125,9 @@ def _mix_lines(images: Float[Tensor, "b 3 n m"], source: Float[Tensor, "b n"]) -
     """Line i becomes the linear mix of the two lines around source[i]."""
     b, _, n, m = images.shape
     low = source.floor()
-    share = (source - low).to(images.device, images.dtype)[:, None, :, None]
+    share = sent(source - low, images.device, images.dtype)[:, None, :, None]
     weights = torch.cat([1 - share, share], dim=-1).expand(b, 3, n, 2).reshape(-1, 2)
-    index = _line_numbers(low.to(images.device, torch.long), n)
+    index = _line_numbers(sent(low, images.device, torch.long), n)
     # A bag of two weighted rows is this mix in one pass, without the two gathered copies.
     mixed = F.embedding_bag(index, images.reshape(-1, m), per_sample_weights=weights, mode="sum")
     return mixed.view(b, 3, n, m)
@@ -138,7 +145,7 @@ def _warp_free(images: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"])
     h, w = images.shape[-2:]
     linear = torch.linalg.inv(matrix[:, :2, :2])
     shift = -(linear @ matrix[:, :2, 2:])
-    linear, shift = (part.to(images.device, images.dtype) for part in (linear, shift))
+    linear, shift = (sent(part, images.device, images.dtype) for part in (linear, shift))
     x, y = (_centers(n, images)[None, :, None] for n in (w, h))
     along_x = x * linear[:, None, :, 0]
     along_y = y * linear[:, None, :, 1] + shift.mT
@@ -156,7 +163,7 @@ def recolor(images: Float[Tensor, "b 3 h w"], color: Float[Tensor, "b 7 7"]) -> 
     if not images.is_contiguous() and images.mT.is_contiguous():
         return recolor(images.mT, color).mT
     uses_mean = bool(color[:, :3, 3:6].any())
-    color = color.to(images.device, images.dtype)
+    color = sent(color, images.device, images.dtype)
     offset = color[:, :3, 6:]
     if uses_mean:
         offset = torch.baddbmm(offset, color[:, :3, 3:6], images.mean(dim=(2, 3))[:, :, None])

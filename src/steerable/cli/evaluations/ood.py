@@ -1,13 +1,10 @@
 """``steerable eval ood``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from steerable.cli.evaluations.presenting import Sheet, load_models, present
-from steerable.errors import ConfigError
-
-if TYPE_CHECKING:
-    from steerable.data import ImageSet
+from steerable.cli.evaluations.reading import TEST, TRAIN, read_images, severity_levels
 
 COLUMNS = {
     "score": ("score", "{}"),
@@ -82,21 +79,19 @@ def ood(
     from steerable.evaluate.ood import evaluate_ood
     from steerable.progress import PassProgress
 
-    levels = _levels(severities)
+    levels = severity_levels(severities)
     results: dict[str, Any] = {}
     with PassProgress() as progress:
         for name, model in load_models(models).items():
             side = size if size is not None else model.encoder.image_size
-            known = _images(id, data, ("test", "validation"), side, limit)
+            known = read_images(id, data, TEST, side, limit)
             side = side or known.images.shape[-1]
-            foreign = {
-                source: _images(source, data, ("test", "validation"), side, limit) for source in [*near, *ood]
-            }
+            foreign = {source: read_images(source, data, TEST, side, limit) for source in [*near, *ood]}
             results[name] = evaluate_ood(
                 model,
                 known,
                 foreign,
-                train=_images(train or id, data, ("train",), side, train_limit),
+                train=read_images(train or id, data, TRAIN, side, train_limit),
                 near=near,
                 corruptions=CORRUPTION_NAMES if corruptions else (),
                 severities=levels,
@@ -108,28 +103,6 @@ def ood(
             )
     sheets = [sheet for name, result in results.items() for sheet in _sheets(name, result)]
     present("ood", results, sheets, draw=lambda figure: _draw(figure, results), json=json, out=out)
-
-
-def _levels(severities: str) -> list[int]:
-    levels = [part.strip() for part in severities.split(",") if part.strip()]
-    if not levels or any(level not in "12345" for level in levels):
-        raise ConfigError(
-            f"--severities is {severities!r}; expected numbers from 1 to 5 joined by commas, such as 1,3,5: "
-            "correct it"
-        )
-    return [int(level) for level in levels]
-
-
-def _images(
-    source: str, data: Path | None, splits_wanted: tuple[str, ...], side: int | None, limit: int
-) -> "ImageSet":
-    """The first of the splits that the source has; all of it where it has none of them."""
-    from steerable.data import load_images, localized, splits
-
-    place, root = localized(source, data)
-    has = splits(place, root=root) if ":" not in source else ()
-    split = next((name for name in splits_wanted if name in has), None)
-    return load_images(place, root=root, split=split, size=side, limit=limit)
 
 
 def _sheets(name: str, result: dict[str, Any]) -> list[Sheet]:

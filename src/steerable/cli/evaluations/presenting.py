@@ -6,12 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from steerable.cli.audit import _load_all
 from steerable.cli.audit import _load_models as load_models
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Sheet", "load_models", "present"]
+    from steerable.encoders import Encoder
+    from steerable.model import SteerableEncoder
+
+__all__ = ["Sheet", "load_models", "load_with_encoders", "present"]
+
+
+def load_with_encoders(places: tuple[str, ...]) -> "dict[str, SteerableEncoder | Encoder]":
+    """As `load_models`, with encoders alone among them."""
+    return _load_all(places, None)
 
 
 class Sheet(NamedTuple):

@@ -131,17 +131,15 @@ def _images(
 
 def _head(model: "SteerableEncoder", source: str, data: Path | None, size: int | None, progress: Any) -> Any:
     """A linear probe on the model's embeddings of the images."""
-    import torch
-
     from steerable.data import load_images, localized
-    from steerable.evaluate import C_GRID, linear_head
+    from steerable.data.cache import cache_root
+    from steerable.evaluate.encoding import Encodings
+    from steerable.evaluate.heads import classifier
 
     name, root = localized(source, data)
-    images, parts = load_images(name, root=root, size=size), []
-    for batch in images.batches(256, device=model.device):
-        parts.append(model.encode(batch))
-        progress(sum(map(len, parts)), len(images), "images to train a probe on")
-    return linear_head(torch.cat(parts), images.labels, grid=C_GRID[::5])[0]
+    images = load_images(name, root=root, size=size)
+    progress(0, len(images), "images to train a probe on")
+    return classifier(Encodings(model, cache_root()), None, images)
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
