@@ -19,7 +19,7 @@ from torch import Tensor
 from steerable.data import ImageSet, Skipped, decode, load_images
 from steerable.data.decoding import Raw, decode_array
 from steerable.data.images import as_float, random_order
-from steerable.data.sources import PHOTOS, Source, parse_source
+from steerable.data.sources import PHOTOS, Source, folder_of, parse_source
 from steerable.errors import ConfigError, DataError
 from steerable.model import SteerableEncoder
 from steerable.retrieval import Index
@@ -80,7 +80,7 @@ def index_images(
     An image is known by the sha256 of its file, or of its pixels where it has no file of its own. Columns: id,
     path, label (the class's name), width, height, a thumbnail, and the other scalar columns of a table.
 
-    model: its encoder's embeddings are stored; the map and chain do not matter until the search.
+    model: its encoder's embeddings are stored; map and chain do not matter until the search.
     source, split, root: as in `load_images`, but read in batches, so that memory stays flat; or an ImageSet.
     uri: as in `Index.open`. size: side in pixels that images are cut to, by default the encoder's.
     limit: a random subset of that many images. place: where the model lives, which the index notes.
@@ -92,7 +92,8 @@ def index_images(
         ConfigError: the index holds images of another size.
     """
     side = size if size is not None else model.encoder.image_size
-    index = Index.open(uri, model=model, notes={"size": side, "model": place})
+    folder = {} if isinstance(source, ImageSet) else folder_of(source, root)
+    index = Index.open(uri, model=model, notes={"size": side, "model": place, **folder})
     stored = index.facts.get("size", side)
     if size is not None and stored != size:
         raise ConfigError(

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import html
 import json
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,6 +21,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 COOKIE = "steerable"
+_LOG = logging.getLogger("steerable")
 WRONG = 0.5  # seconds that a wrong token waits for its answer
 API = (
     "/api/health",
@@ -167,6 +169,10 @@ class Guard:
         except TimeoutError:
             if not answer.status:
                 await answer.error(504, f"no answer within {limit:g} s; expected one by then: ask for less")
+        except Exception:  # answered already by the application's own handler, if it could
+            _LOG.exception("at %s", path)
+            if not answer.status:
+                await answer.error(500, "something went wrong in the server; expected an answer: try again")
 
     async def _body(self, receive: Receive, most: int) -> bytes | tuple[int, str]:
         """All of a request's body, or why not."""

@@ -91,12 +91,18 @@ def run_server(app: Any, host: str, port: int, *, bounds: Bounds) -> None:
     """Serve until interrupted."""
     import uvicorn
 
-    config = uvicorn.Config(
+    uvicorn.Server(server_config(app, host, port, bounds=bounds)).run()
+
+
+def server_config(app: Any, host: str, port: int, *, bounds: Bounds) -> Any:
+    """uvicorn's settings for the app."""
+    import uvicorn
+
+    return uvicorn.Config(
         app, host=host, port=port, http=deadline_protocol(bounds.arrive), ws="none", log_level="warning",
         access_log=False, limit_concurrency=bounds.connections, server_header=False, timeout_keep_alive=5,
         timeout_graceful_shutdown=3, proxy_headers=False,
     )  # fmt: skip
-    uvicorn.Server(config).run()
 
 
 def deadline_protocol(seconds: float) -> Any:
