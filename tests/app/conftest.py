@@ -1,5 +1,6 @@
 """A small model with a small gallery behind a real server on loopback."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,13 +14,18 @@ from app_world import BOUNDS, SIZE, Running, running
 
 from steerable.app import Service, memory_gallery
 from steerable.app.known import Known
+from steerable.app.start import start
 from steerable.auditing import audit
 from steerable.data import photos
+
+BUNDLE = os.environ.get("STEERABLE_APP_BUNDLE")
 
 
 @pytest.fixture(scope="session")
 def service() -> Service:
     """140 photographs, a resnet of width 4, an audit of it, and what is known of the gallery."""
+    if BUNDLE:  # the README's pictures show the demo's
+        return start(BUNDLE, limit=600, bounds=BOUNDS).service
     torch.manual_seed(0)
     model = bundles.build(bundles.tiny(), head=False).eval()
     images = photos(size=48, n=140)

@@ -17,9 +17,9 @@ from steerable.app import Service
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-SHOTS = os.environ.get(
-    "STEERABLE_SCREENSHOTS"
-)  # a folder: pictures of each tab, in light and dark, wide and narrow
+# A folder for pictures of each tab, in light and dark, wide and narrow. The README's are made by
+#   STEERABLE_APP_BUNDLE=runs/demo/steerable/bundle STEERABLE_SCREENSHOTS=DIR pytest tests/app/test_page.py -k screen
+SHOTS = os.environ.get("STEERABLE_SCREENSHOTS")
 EXTERNAL = "requests to other hosts"
 WAIT = 60_000  # ms: test machines are slow, and shared
 
@@ -236,8 +236,15 @@ def test_everybody_can_use_it(page):
     } | {"picker"}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        pytest.param(1280, "light", marks=pytest.mark.slow),
+        pytest.param(1280, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_it_fits_the_screen(browser, server: Running, width: int, scheme: str):
     context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
     page = context.new_page()

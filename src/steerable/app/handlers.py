@@ -174,9 +174,9 @@ class Handlers:
         return {name: float(value or 0) for name, value in zip(names, values, strict=True)}
 
     @property
-    def megabytes(self) -> int:
+    def megabytes(self) -> float:
         """Of an upload: a request carries it in base64, with something around it."""
-        return int(self.bounds.body * 3 / 4 / 2**20) - 1
+        return round(0.7 * self.bounds.body / 2**20, 1)
 
 
 def _something(chosen: Chosen | None) -> Chosen:
