@@ -25,7 +25,7 @@ BUNDLE = os.environ.get("STEERABLE_APP_BUNDLE")
 def service() -> Service:
     """140 photographs, a resnet of width 4, an audit of it, and what is known of the gallery."""
     if BUNDLE:  # the README's pictures show the demo's
-        return start(BUNDLE, limit=600, bounds=BOUNDS).service
+        return start(BUNDLE, limit=1000).service
     torch.manual_seed(0)
     model = bundles.build(bundles.tiny(), head=False).eval()
     images = photos(size=48, n=140)

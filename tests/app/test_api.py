@@ -152,6 +152,13 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(api: httpx.Client)
     assert time.perf_counter() - began < 5
 
 
+def test_many_large_images_are_refused_together(api: httpx.Client):
+    stream = io.BytesIO()
+    Image.new("1", (6400, 6400)).save(stream, format="PNG")
+    two = [text(stream.getvalue())] * 2
+    assert "81,920,000 pixels" in failure(api.post("/api/encode", json={"images": two}), 422)
+
+
 def test_formats_that_run_programs_are_refused(api: httpx.Client):
     stream = io.BytesIO()
     Image.new("RGB", (20, 20)).save(stream, format="EPS")

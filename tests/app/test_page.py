@@ -251,6 +251,9 @@ def test_it_fits_the_screen(browser, server: Running, width: int, scheme: str):
     page.set_default_timeout(WAIT)
     page.goto(server.url)
     settled(page)
+    page.locator(".samples button").nth(8).click()
+    page.wait_for_timeout(700)
+    settled(page)
     move(page, "hue", 12)
     dark = page.evaluate(
         "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3).every(v => v < 90)"

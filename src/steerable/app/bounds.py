@@ -13,7 +13,8 @@ class Busy(SteerableError):
 class Bounds:
     """Limits of a server.
 
-    body: bytes of a request; held: bytes of all requests that are being read. batch: images or embeddings of a request.
+    body: bytes of a request; held: bytes of all requests that are being read. batch: images or embeddings of a request;
+    pixels: of all its images.
     views: thetas of a request. numbers: floats of an answer. k: hits of a search, pages included. where: characters
     of a condition. far: how many times its range a coordinate may reach. waiting: requests that may wait for the
     encoder, each at most ``wait`` seconds. arrive: seconds in which a request's head, and then its body, must have
@@ -23,6 +24,7 @@ class Bounds:
     body: int = 12 * 2**20
     held: int = 192 * 2**20
     batch: int = 32
+    pixels: int = 64_000_000
     views: int = 1024
     numbers: int = 1_000_000
     k: int = 1000

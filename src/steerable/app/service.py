@@ -17,6 +17,7 @@ from steerable.app.known import Known, Score
 from steerable.app.trust import Trust, trusted
 from steerable.auditing import AuditReport
 from steerable.data import decode
+from steerable.data.decoding import count_pixels
 from steerable.data.images import as_float
 from steerable.errors import ConfigError, DataError, ShapeError, SteerableError, ThetaError
 from steerable.metrics import relative_error, view_ranks
@@ -120,6 +121,11 @@ class Service:
         """
         if not 1 <= len(images) <= self.bounds.batch:
             raise DataError(f"{len(images)} images; expected 1 to {self.bounds.batch}: send them in parts")
+        pixels = sum(map(count_pixels, images))
+        if pixels > self.bounds.pixels and len(images) > 1:  # for one the decoder speaks
+            raise DataError(
+                f"the images have {pixels:,} pixels; expected at most {self.bounds.pixels:,} in all: send fewer"
+            )
         with self.door.turn():
             return self.model.encode(as_float(torch.stack([decode(i, size=self.size) for i in images]))).cpu()
 
