@@ -122,6 +122,11 @@ def syncs(step: Callable[[int], Any]) -> list[str]:
     return [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
+def learn(run: Run, ready: tuple[Any, ...]) -> None:
+    run.backward(*ready)
+    run.update()
+
+
 def flops(run: Run, index: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         run.train_step(index)
@@ -140,7 +145,7 @@ def measure(encoder: str, settings: dict[str, Any], steps: int) -> dict[str, Any
         started = time.perf_counter() - began
         step = seconds(lambda i: run.train_step(index[i % 4]), steps)
         ready = run.inputs(index[0])
-        learning = seconds(lambda _: run.learn(*ready), steps)
+        learning = seconds(lambda _: learn(run, ready), steps)
         row = {
             **settings,
             "images_per_second": batch / step,
@@ -153,7 +158,7 @@ def measure(encoder: str, settings: dict[str, Any], steps: int) -> dict[str, Any
         if gpu:
             peak = next((p for name, p in PEAKS.items() if name in torch.cuda.get_device_name()), None)
             whole = idle(lambda i: run.train_step(index[i % 4]), 6)
-            alone = idle(lambda _: run.learn(*ready), 6)
+            alone = idle(lambda _: learn(run, ready), 6)
             where = syncs(lambda i: run.train_step(index[i]))
             print("waits:", where, flush=True)
             row |= {

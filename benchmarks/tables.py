@@ -3,10 +3,10 @@
     python benchmarks/tables.py recipes/tables/small/*.yaml --data ../shared/data
     python benchmarks/tables.py recipes/tables/full/*.yaml --data ../shared/data --jobs 6 --only train
 
-A table is a YAML file: seeds, the config that all arms share, and what each arm changes in it (see recipes/tables). A cell
-is the folder RUNS/TABLE/ARM-seedN with the run, its bundle and evaluation.json; what is there is not done again, and a
-run that was cut off goes on. Cells are ordered by seed, so that the first ones already answer the question. What is known
-so far goes to results/table_TABLE.json after each cell.
+A table is a YAML file: seeds, the config that all arms share, and what each arm changes in it (see recipes/tables). A
+cell is the folder RUNS/TABLE/ARM-seedN with the run, its bundle and evaluation.json; what is there is not done again,
+and a run that was cut off goes on. Cells are ordered by seed, so that the first ones already answer the question.
+evaluate_cells.py beside this file evaluates them and writes results/table_TABLE.json.
 """
 
 import argparse
@@ -20,13 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import evaluate_cells
 import torch
 import yaml
+from record import device_name
 
 from steerable.errors import ConfigError, one_of
 from steerable.training import TrainConfig
 
-WHOLE = ("equivariance", "prediction", "base_chain", "chain")  # settings that an arm replaces, and does not add to
+WHOLE = (
+    "equivariance",
+    "prediction",
+    "base_chain",
+    "chain",
+)  # settings that an arm replaces, and does not add to
 
 
 @dataclass(frozen=True)
@@ -51,19 +58,29 @@ class Cell:
                 shown = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
                 print(self.folder.name, row["epoch"], shown, file=sys.stderr, flush=True)
 
-        images = images_of(yaml.safe_dump(self.config.to_dict()["data"]))
-        train(self.config, out=self.folder, resume=(self.folder / "config.yaml").exists(), listener=told, images=images)
+        asked = {key: self.config.to_dict()[key] for key in ("data", "base", "batch_size")}
+        images = images_of(yaml.safe_dump(asked))
+        train(
+            self.config,
+            out=self.folder,
+            resume=(self.folder / "config.yaml").exists(),
+            listener=told,
+            images=images,
+        )
+        (self.folder / "device").write_text(device_name() + "\n")
 
 
 @functools.cache
-def images_of(data: str) -> Any:
-    """Training and test images by the settings for them, decoded once for all cells of a process."""
+def images_of(settings: str) -> Any:
+    """Training and test images by the settings that bear on them, decoded once for all cells of a process."""
     from steerable.training.setup import load_splits
 
-    return load_splits(TrainConfig.from_dict({"data": yaml.safe_load(data)}))
+    return load_splits(TrainConfig.from_dict(yaml.safe_load(settings)))
 
 
-def read_table(path: Path, runs: Path, data: str | None, changes: Mapping[str, Any] | None = None) -> list[Cell]:
+def read_table(
+    path: Path, runs: Path, data: str | None, changes: Mapping[str, Any] | None = None
+) -> list[Cell]:
     """The cells of a table, seeds outermost; ``changes`` to the shared config come last, as those of the tests do.
 
     Raises:
@@ -122,10 +139,15 @@ def main() -> None:
     )
     parser.add_argument("tables", type=Path, nargs="+")
     parser.add_argument("--data", default=None, help="folder with local copies of data sets")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/cache"), help="embeddings and corrupted images"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="only these of the table's")
     parser.add_argument("--arms", nargs="+", default=None, help="only these of the table's")
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side: for a GPU with many processors")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells side by side: for a GPU with many processors"
+    )
     parser.add_argument("--threads", type=int, default=None, help="of each cell")
     parser.add_argument("--only", choices=["train", "evaluate"], default=None)
     parser.add_argument("--set", default="{}", help="YAML: changes to the shared config, such as {epochs: 1}")
@@ -142,6 +164,10 @@ def main() -> None:
         for done, (cell, result) in enumerate(train_all(missing, args.jobs, args.threads), 1):
             what = f"{result:.0f} s" if isinstance(result, float) else f"failed: {result}"
             print(f"{done}/{len(missing)} {cell.table} {cell.folder.name}: {what}", flush=True)
+    if args.only != "train":
+        for folder in dict.fromkeys(cell.folder.parent for cell in cells):
+            words = [str(folder), "--cache", str(args.cache), *(["--data", args.data] if args.data else [])]
+            evaluate_cells.main(words)
 
 
 if __name__ == "__main__":

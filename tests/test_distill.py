@@ -83,7 +83,9 @@ def test_the_distance_is_the_formula_and_starts_at_zero(weights: Path):
         teacher = network.forward_head(network.forward_features(normalized), pre_logits=True)
         student = run.module.encoder(images)
     expected = (student - teacher).square().sum(1).mean() / teacher.var(0, correction=0).sum()
-    terms = Objective(run.config)(Views(torch.cat([student, student]), student, student, None, student), run.goals[index])
+    terms = Objective(run.config)(
+        Views(torch.cat([student, student]), student, student, None, student), run.feed.goals[index]
+    )
     assert expected > 1e-4  # one step has moved it
     assert terms["distill"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert terms["loss"] == terms["distill"]

@@ -87,6 +87,35 @@ def test_a_start_that_gradients_cannot_better_is_kept(monkeypatch: pytest.Monkey
     assert error < 0.5
 
 
+@pytest.mark.parametrize("name", ["rotation", "exponential"])
+def test_wide_embeddings_are_fitted_within_their_leading_directions(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Planted in 8 of 13 directions; there it comes back, the laws hold, and the other directions stay as they were."""
+    monkeypatch.setattr(gradient, "_INNER", 8)
+    torch.manual_seed(3)
+    inner = MAPS[name](
+        8, P, features=Features("linear", P, SCALES), **({"rank": 2} if name == "exponential" else {})
+    )
+    with torch.no_grad():
+        for weight in inner.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape))
+        frame = torch.linalg.qr(torch.randn(13, 13)).Q
+        source = torch.randn(N, 8)
+        theta = torch.tensor(SCALES) * (2 * torch.rand(N, P) - 1)
+        target = inner(source, theta) @ frame[:, :8].T
+        source, rest = source @ frame[:, :8].T, torch.randn(N, 5) @ frame[:, 8:].T
+    settings = {"rank": 2} if name == "exponential" else {}
+    found = fit_embeddings(source, theta, target, map=name, scales=SCALES, strict=False, **settings)
+    with torch.no_grad():
+        steered = found(source, theta)
+        assert (steered - target).square().sum() < 1e-3 * (target - source).square().sum()
+        assert torch.allclose(found(rest, theta), rest, atol=1e-3)
+        assert torch.allclose(found(steered, -theta), source, atol=1e-3)
+    assert found.fit_record is not None
+    assert found.fit_record["held_out_error"] < 1e-3
+
+
 def test_recovers_a_flip_as_half_a_turn():
     generator = torch.Generator().manual_seed(0)
     frame, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator))
@@ -108,6 +137,16 @@ def test_noise_is_met_at_its_floor():
     with torch.no_grad():
         floor = (fitted(source, theta) - target).square().mean().sqrt()
     assert noise * 0.98 < floor < noise * 1.03
+
+
+@pytest.mark.parametrize("refine", [None, "cosine"])
+def test_the_held_out_error_is_that_of_fresh_pairs(refine: str | None):
+    data = pairs(planted(), noise=0.3, n=3000)
+    found = fit_embeddings(*data, refine=refine)
+    fresh = pairs(planted(), seed=2, noise=0.3, n=3000)
+    assert found.fit_record is not None
+    assert found.fit_record["held_out_error"] == pytest.approx(relative_error(found, *fresh), rel=0.1)
+    assert fit_embeddings(*data, groups=[0] * 3000, ridge=0.1).fit_record["held_out_error"] is None
 
 
 def test_low_rank_equals_the_basis_map_at_full_rank_and_beats_it_on_little_data():

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from steerable.errors import ConfigError, FitError
-from steerable.fitting import check_room, closed, fit_embeddings
+from steerable.fitting import check_room, choice, closed, fit_embeddings
+from steerable.fitting.moments import Spread
 from steerable.maps import BasisMap, Features
 from steerable.metrics import relative_error
 
@@ -83,6 +84,31 @@ def test_auto_chooses_the_number_of_inputs_by_held_out_error(
         assert int(torch.linalg.matrix_rank(weights.flatten(0, 1), rtol=1e-4)) == expected
     fresh = subspace_pairs(40, latent, 3, 300, seed=1, noise=0.3, still=0.3)
     assert error_on(fitted, fresh) < error_on(fit_embeddings(*data, map="shift"), fresh)
+
+
+def test_a_sketch_of_many_outputs_chooses_as_all_of_them_do(monkeypatch: pytest.MonkeyPatch):
+    data = subspace_pairs(60, 20, 3, 300, noise=0.5)
+    by_all = fit_embeddings(*data).fit_record
+    monkeypatch.setattr(choice, "_SKETCH", 25)
+    sketched = fit_embeddings(*data).fit_record
+    assert sketched is not None
+    assert sketched == by_all
+    assert 1e-8 < sketched["ridge"] < 10  # inside the grid: there was something to choose
+
+
+def test_a_few_of_many_directions_hold_what_an_eigendecomposition_finds():
+    generator = torch.Generator().manual_seed(0)
+    scale = 0.99 ** torch.arange(1100)
+    x = (torch.randn(3000, 1100, generator=generator) * scale).double()
+    spread = Spread(x[0])
+    spread.add(x)
+    found = spread.principal(64)
+    seen = found @ spread.covariance @ found.T
+    torch.testing.assert_close(
+        seen, torch.eye(64, dtype=seen.dtype), rtol=0, atol=1e-6
+    )  # uncorrelated, of variance 1
+    kept = found.square().sum(1).reciprocal().sum()  # each row is divided by its standard deviation
+    assert kept > 0.995 * torch.linalg.eigvalsh(spread.covariance)[-64:].sum()
 
 
 def test_all_directions_whitened_are_the_full_form_with_another_penalty():

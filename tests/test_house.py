@@ -19,7 +19,8 @@ FLOORS = (
     {"transforms", "maps"},
     {"losses", "fitting", "tta", "ood", "retrieval", "encoders", "testing"},
     {"data", "model"},
-    {"training", "auditing", "posthoc", "evaluate", "embedding", "export", "progress"},
+    {"training", "auditing", "posthoc", "embedding", "export", "progress"},
+    {"evaluate"},
     {"app", "demo"},
     {"cli"},
 )

@@ -106,7 +106,9 @@ def test_instance_is_the_cross_entropy_among_the_targets(pairs):
     _, target, steered = pairs
     cosine = torch.nn.functional.cosine_similarity(steered[:, None], target[None], dim=-1)
     expected = -(cosine / 0.2).log_softmax(1).diagonal().mean()
-    assert losses.instance(target, steered, temperature=0.2).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.instance(target, steered, temperature=0.2).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
     assert losses.instance(target, target, temperature=0.01) < 0.01 < losses.instance(target, target.flip(0))
 
 

@@ -44,7 +44,12 @@ def first_terms(config: TrainConfig) -> tuple[Run, dict[str, torch.Tensor]]:
             "prediction_base",
         ),
         (
-            {"base": "simclr", "steering": "shift", "steering_at": "projector", "equivariance": {"instance": 1.0}},
+            {
+                "base": "simclr",
+                "steering": "shift",
+                "steering_at": "projector",
+                "equivariance": {"instance": 1.0},
+            },
             "instance",
         ),
         (

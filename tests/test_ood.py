@@ -14,6 +14,7 @@ from steerable.ood import (
     BASELINES,
     ORBIT_SCORES,
     Combination,
+    MotionShare,
     OrbitContrast,
     OrbitScore,
     OverOrbit,
@@ -338,3 +339,42 @@ def test_combination_refusals(generator):
     fitted = Combination().fit({"a": torch.randn(5, generator=generator)})
     with pytest.raises(ConfigError, match="scores are b; expected a"):
         fitted.combine({"b": torch.zeros(2)})
+
+
+# motion share
+
+
+@pytest.mark.parametrize("features", ["linear", "linear+squares"])
+def test_the_share_is_that_of_the_dense_formula(features, monkeypatch):
+    monkeypatch.setattr(detectors, "_NUMBERS", 50)  # several chunks
+    map = MAPS["basis"](dim=D, n_params=P, features=features)
+    with torch.no_grad():
+        map.weight.copy_(torch.randn(map.weight.shape, generator=torch.Generator().manual_seed(1)))
+    e, y = world(60)
+    got = MotionShare(map).fit_features(e, y).predict_features(e)
+    white = torch.linalg.inv(torch.linalg.cholesky(torch.cov(e.T, correction=0).double())).float()
+    w = (e - e.mean(0)) @ white.T
+    motion = map.moves(e)[:, :P].detach() @ white.T  # squares do not move it at zero
+    for i in range(len(e)):
+        q = torch.linalg.solve(motion[i] @ motion[i].T + torch.eye(P), motion[i] @ w[i])
+        rest = w[i] - q @ motion[i]
+        assert got[i].item() == pytest.approx(1 - (rest @ rest / (w[i] @ w[i])).item(), abs=2e-2)
+
+
+def test_the_share_finds_what_has_been_moved_and_not_what_is_merely_far():
+    map = MAPS["shift"](dim=D, n_params=1)
+    with torch.no_grad():
+        map.bias.copy_(3 * torch.eye(D)[:1])
+    known, y = world(400)
+    detector = MotionShare(map).fit_features(known, y)
+    fresh, _ = world(200, seed=1)
+    score = detector.predict_features
+    assert ood_figures(score(fresh), score(map(fresh, torch.tensor([2.0]))))["auroc"] > 0.9
+    assert ood_figures(score(fresh), score(fresh + 6 * torch.eye(D)[-1]))["auroc"] < 0.5
+
+
+def test_the_share_wants_a_fit_and_two_images():
+    with pytest.raises(FitError, match="no covariance"):
+        MotionShare(steering()).predict_features(world(3)[0])
+    with pytest.raises(FitError, match="1 in-distribution"):
+        MotionShare(steering()).fit_features(world(2)[0], torch.tensor([0, -1]))

@@ -80,7 +80,14 @@ def test_every_score_stands_in_every_group(result):
 
 def test_foreign_images_are_told_and_like_ones_are_not(result):
     rows = {row["score"]: row for row in result["scores"]}
-    for name in ("mahalanobis", "knn", "steered mahalanobis", "steered contrast", "residual of 1 view"):
+    for name in (
+        "mahalanobis",
+        "knn",
+        "steered mahalanobis",
+        "steered contrast",
+        "steered share",
+        "residual of 1 view",
+    ):
         assert rows[name]["far"] > 0.9, name
         assert 0.35 < rows[name]["near"] < 0.65, name
     flagged = {row["score"]: row["flagged"] for row in result["rows"] if row["set"] == "noise"}

@@ -2,6 +2,7 @@
 
 import tomllib
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_everything_that_is_installed_is_pinned():
         if key in seen or key[0] == "steerable":
             continue
         seen.add(key)
+        if key[0] == "ray" and not find_spec("ray"):  # large, and not in what `make test` installs
+            continue
         for line in metadata.distribution(wanted.name).requires or ():
             needed = Requirement(line)
             names = ("", *wanted.extras)
@@ -53,7 +56,7 @@ def test_pins_are_exact_and_allowed_by_the_project():
             assert wanted.specifier.contains(pin.version), name
 
 
-@pytest.mark.parametrize("extra", ["train", "eval", "search", "app", "dev", "docs", "all"])
+@pytest.mark.parametrize("extra", ["train", "eval", "search", "ray", "app", "dev", "docs", "all"])
 def test_extras_exist(extra: str):
     assert extra in project()["optional-dependencies"]
 

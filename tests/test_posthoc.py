@@ -1,5 +1,7 @@
 """Maps for a frozen encoder, fitted over images."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,9 @@ from torch import nn
 import steerable
 from steerable import metrics
 from steerable.data import photos
-from steerable.encoders import Encoder
+from steerable.encoders import Encoder, load_encoder
 from steerable.errors import ConfigError, ShapeError
+from steerable.posthoc.fit import verdict
 from steerable.transforms import Brightness, Chain, Saturation
 
 
@@ -40,6 +43,39 @@ def test_fit_steers_held_out_images(images):
     log = slice(3, 6)
     error = metrics.relative_error(source[:, log], target[:, log], model.steer(source, theta)[:, log])
     assert error < 0.01
+
+
+@pytest.mark.parametrize("map", ["shift", "basis", "exponential"])
+def test_the_held_out_error_is_recorded_and_told(images, map, caplog):
+    chain = Chain([Brightness(stops=0.5)])
+    with caplog.at_level(logging.INFO, logger="steerable"):
+        model = steerable.fit(encoder(), images[:150], chain, map=map, views=2)
+    held = images[150:]
+    theta = chain.sample(len(held), generator=torch.Generator().manual_seed(1))
+    source, target = model.encode(held), model.encode(chain.apply(held, theta))
+    with torch.no_grad():
+        error = metrics.relative_error(source, target, model.steer(source, theta))
+    assert model.record["held_out_error"] == pytest.approx(error, abs=0.05)
+    assert f"on held-out images {model.record['held_out_error']:.0%} of the motion is left" in caplog.text
+
+
+class Fingerprint(nn.Module):
+    """An embedding that no map predicts: waves of the pixels, too fast to follow."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (3000 * images.mean((2, 3))).sin()
+
+
+def test_a_poor_fit_names_the_way_out(images, caplog):
+    chain = Chain([Brightness(stops=0.5)])
+    with caplog.at_level(logging.INFO, logger="steerable"):
+        model = steerable.fit(Encoder(Fingerprint()), images[:100], chain, views=2)
+    assert model.record["held_out_error"] > 0.5
+    assert "--adapter discriminant" in caplog.text
+    assert "--layers" not in caplog.text
+    loaded = load_encoder("timm/resnet10t", pretrained=False, width=4, image_size=32)
+    assert "--layers all" in verdict(0.9, loaded, None)
+    assert "--layers" not in verdict(0.9, loaded.with_neck(None), "discriminant")
 
 
 def test_fit_leaves_the_encoder_as_it_was_and_declares_the_chain_s_laws():

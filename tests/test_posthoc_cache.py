@@ -129,7 +129,7 @@ def test_more_views_encode_only_the_new_ones(few, tmp_path, caplog):
     assert (second.record["passes"], second.record["passes_new"]) == (80, 40)
     assert second.record.items() >= {"images": 20, "views": 3, "pairs": 60, "made_by": "fit"}.items()
     assert second.record["seconds"] >= 0
-    plan, price = caplog.messages[0], caplog.messages[-1]
+    plan, price = caplog.messages[0], caplog.messages[-2]
     assert plan.startswith(
         "plan: 20 images x (1 plain + 3 views) = 80 encoder passes, 40 of them cached; about 0 s"
     )
@@ -266,7 +266,7 @@ def test_an_interrupted_command_says_what_is_kept(few, tmp_path, monkeypatch, ca
     monkeypatch.setattr("steerable.cli.fit._encoder", lambda *_: encoder())
     assert main([*words, "--projection", "none"]) == 0
     said = capsys.readouterr()
-    assert "60 encoder passes, 52 of them new" in said.err.splitlines()[-1]
+    assert "60 encoder passes, 52 of them new" in said.err.splitlines()[-2]
     assert said.out == f"{tmp_path / 'out'}\n"
     assert (
         steerable.SteerableEncoder.from_pretrained(tmp_path / "out", encoder=Counted()).record["passes"] == 60

@@ -72,9 +72,9 @@ def prediction(
 ) -> Float[Tensor, ""]:
     """Mean over coordinates of the squared error of theta in units of its scale, or of the cross-entropy of its level.
 
-    predicted: `prediction_width` columns, those of one coordinate after those of the other: one where it is continuous, one
-    for each of its levels where it is not. AugSelf's auxiliary loss where both views are given (Lee et al., arXiv 2111.09613),
-    E-SSL's where one is (Dangovski et al., arXiv 2111.00899).
+    predicted: `prediction_width` columns, those of one coordinate after those of the other: one where it is continuous,
+    one for each of its levels where it is not. AugSelf's auxiliary loss where both views are given (Lee et al., arXiv
+    2111.09613), E-SSL's where one is (Dangovski et al., arXiv 2111.00899).
     """
     terms, column = [], 0
     for i, param in enumerate(params):
@@ -105,3 +105,17 @@ def uniformity(e: Float[Tensor, "b d"], *, t: float = 2.0) -> Float[Tensor, ""]:
     itself = torch.eye(b, dtype=torch.bool, device=e.device)
     pairs = (2 * t * (u @ u.T - 1)).masked_fill(itself, -math.inf)
     return pairs.flatten().logsumexp(0) - (math.log(b * (b - 1)) if b > 1 else -math.inf)
+
+
+def nt_xent(
+    a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], *, temperature: float = 0.2
+) -> Float[Tensor, ""]:
+    """SimCLR's loss: cross-entropy of finding an item's other view among both views of all items (Chen et al., 2020).
+
+    Cosine similarity over ``temperature``; equals lightly's NTXentLoss, but cuts nothing out, for which a GPU would be
+    waited for.
+    """
+    u = F.normalize(torch.cat([a, b]), dim=-1)
+    itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
+    similarity = (u @ u.T / temperature).masked_fill(itself, -math.inf)
+    return F.cross_entropy(similarity, torch.arange(len(u), device=u.device).roll(len(a)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from steerable.cli.parser import Parser
 from steerable.errors import ConfigError, one_of
 
-EVALUATIONS = ("transfer", "robustness", "tta", "ood", "retrieval", "probes")
+EVALUATIONS = ("transfer", "robustness", "ood", "tta", "retrieval", "steerability", "probes", "all")
 
 
 def eval(name: Annotated[str, "NAME"]) -> None:

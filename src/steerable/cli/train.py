@@ -6,7 +6,7 @@ from typing import Annotated
 from steerable.training.config import TrainConfig
 
 GROUPS = {
-    "run": "epochs batch_size seed precision compile ema validate_every checkpoint_every",
+    "run": "epochs batch_size accumulate seed precision compile ema validate_every checkpoint_every timeout",
     "views and losses": "chain base base_temperature projector equivariance uniformity temperature negatives",
     "map": "steering features refit",
 }

@@ -5,9 +5,9 @@ from torch import nn
 from steerable.data import ImageSet
 from steerable.errors import ConfigError, DataError
 from steerable.evaluate.encoding import Encodings
-from steerable.evaluate.probing import C_GRID, linear_head
+from steerable.evaluate.probing import linear_head, strengths
 
-GRID = C_GRID[::5]
+GRID = strengths(9)
 
 
 def classifier(

@@ -13,6 +13,7 @@ from steerable.ood import (
     BASELINES,
     ORBIT_SCORES,
     Combination,
+    MotionShare,
     OrbitContrast,
     OrbitScore,
     OverOrbit,
@@ -29,7 +30,8 @@ EXAGGERATED = 2.0  # factor on these views' thetas for the contrast
 RESIDUAL_VIEWS = (1, 2)
 COMBINED = {  # by mean z-score; the first is the control, of single-pass detectors alone
     "mahalanobis + fdbd": ("mahalanobis", "fdbd"),
-    "steered contrast + fdbd": ("steered contrast", "fdbd"),
+    "steered contrast + share": ("steered contrast", "steered share"),
+    "steered contrast + share + fdbd": ("steered contrast", "steered share", "fdbd"),
 }
 
 
@@ -119,6 +121,8 @@ class Lineup:
         ):
             detector = build(baseline("mahalanobis", self.head), self.steering, thetas)
             yield Entry(f"steered {name}", "steered", 0, _on_plain(detector.fit_features(x[:, 0], y)))
+        share = MotionShare(self.steering).fit_features(x[:, 0], y)
+        yield Entry("steered share", "steered", 0, _on_plain(share))
 
     def _residual(self, x: Tensor) -> Iterator[Entry]:
         for views in RESIDUAL_VIEWS:

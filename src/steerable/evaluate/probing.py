@@ -8,13 +8,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from steerable.errors import ShapeError
+from steerable.errors import ConfigError, ShapeError
 from steerable.evaluate.minibatch import as_head, minibatch_head, split_off, steered
 from steerable.maps import SteeringMap
 
 ITERATIONS, TOLERANCE = 300, 1e-4  # per C; of the largest entry of the gradient; scikit-learn's in spirit
 C_GRID = tuple(float(c) for c in np.logspace(-6, 5, 45))
 """The 45 inverse strengths of L2 of the protocol; every fifth is a quick grid."""
+
+
+def strengths(count: int) -> tuple[float, ...]:
+    """At most ``count`` values of `C_GRID`, evenly spaced from its low end: 9 are every fifth.
+
+    Raises:
+        ConfigError: a count out of range.
+    """
+    if not 1 <= count <= len(C_GRID):
+        raise ConfigError(
+            f"the grid has {count} values of C; expected 1 to {len(C_GRID)}: correct it (--grid)"
+        )
+    return C_GRID[:: -(-len(C_GRID) // count)]
 
 
 @dataclass(frozen=True)

@@ -3,29 +3,43 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from steerable.fitting.pairs import need_two_groups
 from steerable.fitting.ridge import System
-from steerable.maps import Features
+from steerable.maps import Features, SteeringMap
 
 _LOG = logging.getLogger(__name__)
 # strong to weak, on columns of unit power
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)
 LARGEST = "linear+squares+pairwise"  # what "auto" considers, with harmonics where there is a period
+_SKETCH = 512  # combinations of outputs that strengths are compared on
 _WORTH = 0.99  # a dearer expansion is taken where it has at most this share of the cheaper one's error
 
 
 class Choice(NamedTuple):
-    """A regression, with the strength and the held-out relative error that it reaches (nan: not needed)."""
+    """A regression, with the strength and the held-out relative error that it reaches (nan: nothing is held out)."""
 
     features: Features
     width: int
     system: System
     strength: float
     error: float
+
+
+class Fitted(NamedTuple):
+    """A map of all pairs, the same without those that are held out (None: not needed), and what to tell of it."""
+
+    steering: SteeringMap
+    early: SteeringMap | None
+    record: dict[str, Any]
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a number or without bound."""
+    return value if math.isfinite(value) else None
 
 
 def expansions(largest: Features) -> list[Features]:
@@ -46,18 +60,17 @@ def choose(
     *,
     ridge: float | None,
     rank: int | None,
-    always: bool,
+    needed: bool,
 ) -> Choice:
     """The candidate with the least held-out error; of two expansions the cheaper unless that costs 1 %.
 
-    Where there is nothing to choose, nothing is measured, unless `always`.
-
     Raises:
-        FitError: there is something to choose, and no rows are held out or none are left to fit.
+        FitError: there is something to choose, or an error is needed, and no rows are held out or none are left to fit.
     """
     # without inputs nothing is penalized
     strengths = STRENGTHS if ridge is None and system.strip > 1 else (ridge or 0.0,)
-    if not always and len(strengths) * len(candidates) * len(widths) == 1:
+    single = len(strengths) * len(candidates) * len(widths) == 1
+    if single and not needed and not (system.fitted.rows and system.held.rows):
         return Choice(largest, widths[0], system, strengths[0], math.nan)
     need_two_groups(system.fitted.rows, system.held.rows)
     best = None
@@ -73,23 +86,28 @@ def choose(
 def _tried(
     features: Features, width: int, system: System, strengths: Sequence[float], rank: int | None
 ) -> Choice:
-    """From strong to weak until the error has risen twice."""
+    """From strong to weak until the error has risen twice; many outputs are judged by a sketch, at the end by all."""
     errors: list[float] = []
+    d = system.fitted.cross.shape[1]
+    seen = system.sketch(_SKETCH) if rank is None and d > 2 * _SKETCH and len(strengths) > 1 else system
     for strength in strengths:
-        error = system.held.relative_error(system.solve(system.fitted, strength, rank)[0])
-        errors.append(error if math.isfinite(error) else math.inf)
+        errors.append(_error(seen, strength, rank))
         if len(errors) > 2 and errors[-3] < errors[-2] < errors[-1]:
             break
-    error = min(errors)
-    strength = strengths[errors.index(error)]
-    k, d = features.n_features, system.fitted.cross.shape[1]
-    out = rank or d
+    strength = strengths[errors.index(min(errors))]
+    error = min(errors) if seen is system else _error(system, strength, rank)
+    k, out = features.n_features, rank or d
     _LOG.info(
         "%s, %d inputs: held-out error %.4f at ridge %g; k = %d, %d coefficients, %d multiply-adds per "
         "embedding and %d per view",
         features.expansion, width, error, strength, k, k * (width + 1) * out, k * width * out, k * out,
     )  # fmt: skip
     return Choice(features, width, system, strength, error)
+
+
+def _error(system: System, strength: float, rank: int | None) -> float:
+    error = system.held.relative_error(system.solve(system.fitted, strength, rank)[0])
+    return error if math.isfinite(error) else math.inf
 
 
 def _columns(largest: Features, part: Features) -> torch.Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerable.errors import FitError
-from steerable.fitting.choice import Choice, choose, expansions
+from steerable.fitting.choice import Choice, Fitted, choose, expansions, finite
 from steerable.fitting.moments import Moments, Spread
 from steerable.fitting.pairs import GIB, PairBatch
 from steerable.fitting.ridge import NormalEquations, room
@@ -30,7 +30,7 @@ def fit_closed_form(
     memory: float | int,
     strict: bool,
     twice: bool,
-) -> tuple[SteeringMap, SteeringMap | None]:
+) -> Fitted:
     """The map fitted on all pairs, and (twice) the same fitted without those that are held out.
 
     empty: a shift, basis or low_rank map with the largest expansion; auto: parts of that are tried as well.
@@ -56,10 +56,14 @@ def fit_closed_form(
     system = equations.close()
     rank = empty.rank if isinstance(empty, LowRankMap) else None
     candidates = expansions(largest) if auto else [largest]
-    choice = choose(system, largest, candidates, widths, ridge=ridge, rank=rank, always=twice)
+    choice = choose(system, largest, candidates, widths, ridge=ridge, rank=rank, needed=twice)
     early = _solved(empty, choice, choice.system.fitted, directions, rank) if twice else None
     choice.system.fitted.include(choice.system.held)
-    return _solved(empty, choice, choice.system.fitted, directions, rank), early
+    record = {
+        "features": choice.features.expansion, "inputs": choice.width, "ridge": choice.strength,
+        "held_out_error": finite(choice.error),
+    }  # fmt: skip
+    return Fitted(_solved(empty, choice, choice.system.fitted, directions, rank), early, record)
 
 
 def check_room(

@@ -79,7 +79,9 @@ def fit_embeddings(
             the ridge.
 
     Returns:
-        The fitted map, in float32, on the device of source. M(0) = I exactly.
+        The fitted map, in float32, on the device of source. M(0) = I exactly. Its ``fit_record`` says what was
+        chosen ("features"; of a closed form also "inputs" and "ridge"), and "held_out_error", the relative error
+        on the held-out groups of the map that has not seen them: None where there is one group, or no fit.
 
     Raises:
         FitError: input that is not finite, constant or dependent columns, too few rows or groups, parts
@@ -105,15 +107,17 @@ def fit_embeddings(
     batches, kept = itertools.chain([first], batches), Kept(memory)
     batches = kept.through(batches) if refine or by_gradient else batches
     if by_gradient:
-        steering, early = fit_by_gradient(empty, batches, kept, strict=strict, twice=bool(refine))
+        fitted = fit_by_gradient(empty, batches, kept, strict=strict, twice=bool(refine))
     else:
-        steering, early = fit_closed_form(
+        fitted = fit_closed_form(
             empty, first, batches, auto=features == "auto", ridge=ridge, projection=projection,
             memory=memory, strict=strict, twice=bool(refine),
         )  # fmt: skip
-    if refine and early is not None:
-        refine_map(steering, early, kept.pairs(), refine)
+    steering, record = fitted.steering, fitted.record
+    if refine and fitted.early is not None:
+        record["held_out_error"] = refine_map(steering, fitted.early, kept.pairs(), refine)
     _LOG.info("%s map fitted in %.1f s", map, time.monotonic() - started)
+    steering.fit_record = record
     return steering
 
 

@@ -1,4 +1,8 @@
-"""Fits for the families without a closed form: a start from linear regression, then gradient descent."""
+"""Fits for the families without a closed form: a start from linear regression, then gradient descent.
+
+Wide embeddings are fitted within the leading directions of themselves and their motion, and left alone in the others:
+the cost of a step grows with the cube of the width.
+"""
 
 import copy
 import logging
@@ -10,31 +14,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerable.errors import FitError
+from steerable.fitting.choice import Fitted, finite
 from steerable.fitting.moments import Spread
 from steerable.fitting.pairs import Kept, PairBatch, Pairs, need_two_groups
-from steerable.maps import ExponentialMap, Features, RotationMap, SteeringMap
+from steerable.maps import ExponentialMap, Features, RotationMap, SteeringMap, build
 
 _LOG = logging.getLogger(__name__)
+_INNER = 256  # directions that a map is fitted in; even, since a rotation turns planes
 _START_ROWS = 4096  # pairs behind the linear start
 _ROWS = 8192  # pairs per L-BFGS step
 _BATCH = 512  # pairs per Adam step
 _ADAM_STEPS = 400
 _LBFGS_STEPS = 60
+_AGAIN = 1 / 3  # of the steps, on all pairs, from a map of those that are not held out
 _RIDGE = 1e-3
 _STILL = 0.02  # radians per unit of phi: slower planes are not told apart from noise
 
 
 def fit_by_gradient(
     empty: SteeringMap, batches: Iterable[PairBatch], kept: Kept, *, strict: bool, twice: bool
-) -> tuple[SteeringMap, SteeringMap | None]:
-    """Fits of a rotation or exponential map: on all pairs, and (twice) without those that are held out.
+) -> Fitted:
+    """Fits of a rotation or exponential map: without the pairs that are held out, and from there on all pairs.
 
     By the relative squared error of the motion: L-BFGS on up to 8,192 pairs; Adam where frequencies are
     rounded to whole turns (a coordinate with a period of a rotation map), since line searches do not bear the
     steps. Pairs are drawn by a generator with seed 0. A start that is better than the end is kept.
 
     Raises:
-        FitError: constant or dependent columns (where strict), or a loss that is not finite.
+        FitError: constant or dependent columns (where strict), a loss that is not finite, or (twice) no held-out pairs.
     """
     spreads: dict[str, Spread] = {}
     for batch in batches:
@@ -44,22 +51,42 @@ def fit_by_gradient(
         if strict:
             spread.check(name)
     pairs = kept.pairs()
+    held = pairs.rows(pairs.held)
     if twice:
-        need_two_groups(int((~pairs.held).sum()), int(pairs.held.sum()))
-    early = _fitted(empty, pairs.rows(~pairs.held)) if twice else None
-    return _fitted(empty, pairs), early
+        need_two_groups(len(pairs.source) - len(held.source), len(held.source))
+    if empty.dim > _INNER:
+        frame = _leading(pairs)
+        inner = pairs._replace(source=pairs.source @ frame, target=pairs.target @ frame)
+        steering, early = (_lifted(empty, each, frame) for each in _both(_narrowed(empty), inner))
+    else:
+        steering, early = _both(empty, pairs)
+    error = finite(_loss(early, held[:3])) if len(held.source) else None
+    return Fitted(steering, early, {"features": empty.features.expansion, "held_out_error": error})
 
 
-def _fitted(empty: SteeringMap, pairs: Pairs) -> SteeringMap:
+def _both(empty: SteeringMap, pairs: Pairs) -> tuple[SteeringMap, SteeringMap]:
+    """Of all pairs and of those that are not held out, which is where the first goes on from."""
+    early = copy.deepcopy(empty).to(pairs.source.device)
+    rows = _shuffled(pairs.rows(~pairs.held))
+    _start(early, *(values[:_START_ROWS] for values in rows))
+    _descend(early, rows, 1.0)
+    steering = copy.deepcopy(early)
+    _descend(steering, _shuffled(pairs), _AGAIN)
+    return steering, early
+
+
+def _shuffled(pairs: Pairs) -> tuple[Tensor, ...]:
     order = torch.randperm(len(pairs.source), generator=torch.Generator().manual_seed(0))
-    rows = tuple(values[order.to(values.device)] for values in pairs[:3])
-    steering = copy.deepcopy(empty).to(pairs.source.device)
-    _start(steering, *(values[:_START_ROWS] for values in rows))
+    return tuple(values[order.to(values.device)] for values in pairs[:3])
+
+
+def _descend(steering: SteeringMap, rows: tuple[Tensor, ...], share: float) -> None:
+    """In place, by this share of the steps; a start that is better than the end is kept."""
     start, first = copy.deepcopy(steering.state_dict()), _loss(steering, rows)
     if isinstance(steering, RotationMap) and any(steering.features.period_values):
-        _adam(steering, *rows)
+        _adam(steering, rows, round(share * _ADAM_STEPS))
     else:
-        _lbfgs(steering, *(values[:_ROWS] for values in rows))
+        _lbfgs(steering, tuple(values[:_ROWS] for values in rows), round(share * _LBFGS_STEPS))
     last = _loss(steering, rows)
     if not last < first:
         steering.load_state_dict(start)
@@ -68,6 +95,38 @@ def _fitted(empty: SteeringMap, pairs: Pairs) -> SteeringMap:
             "the fit left the finite numbers; expected embeddings of ordinary size: scale them, or take basis"
         )
     _LOG.info("%s: relative error %.4f on the fitted pairs, %.4f at the start", steering.name, last, first)
+
+
+def _leading(pairs: Pairs) -> Float[Tensor, "d r"]:
+    """Orthonormal directions in which embeddings and their motion, each of total power one, are largest."""
+    total = pairs.source.new_zeros(pairs.source.shape[1], pairs.source.shape[1], dtype=torch.float64)
+    for part in (pairs.source, pairs.target - pairs.source):
+        gram = (part[:_ROWS].T @ part[:_ROWS]).double()
+        total += gram / gram.trace().clamp_min(1e-30)
+    return torch.linalg.eigh(total).eigenvectors[:, -_INNER:].float()
+
+
+def _narrowed(empty: SteeringMap) -> SteeringMap:
+    config = empty.config() | {"dim": _INNER}
+    return build(config | ({"rank": min(config["rank"], _INNER)} if "rank" in config else {}))
+
+
+@torch.no_grad()
+def _lifted(empty: SteeringMap, inner: SteeringMap, frame: Float[Tensor, "d r"]) -> SteeringMap:
+    """The map that acts as ``inner`` in the span of the frame and as the identity beside it."""
+    steering = copy.deepcopy(empty).to(frame.device)
+    if isinstance(steering, ExponentialMap) and isinstance(inner, ExponentialMap):
+        steering.left.zero_()
+        steering.left[..., : inner.rank] = frame @ inner.left
+        steering.right[..., : inner.rank] = frame @ inner.right
+    elif isinstance(steering, RotationMap) and isinstance(inner, RotationMap):
+        within = frame @ inner.frame.weight
+        beside = torch.linalg.qr(frame.double(), mode="complete").Q[:, _INNER:].to(frame)
+        m, k = _INNER // 2, steering.dim // 2 - _INNER // 2
+        columns = [within[:, :m], beside[:, :k], within[:, m:], beside[:, k:]]
+        steering.frame.weight = torch.cat(columns, dim=1)
+        steering.frequency.zero_()
+        steering.frequency[:, :m] = inner.frequency
     return steering
 
 
@@ -88,9 +147,9 @@ def _relative_error(
     )
 
 
-def _lbfgs(steering: SteeringMap, *pairs: Tensor) -> None:
+def _lbfgs(steering: SteeringMap, pairs: tuple[Tensor, ...], steps: int) -> None:
     optimizer = torch.optim.LBFGS(
-        steering.parameters(), max_iter=_LBFGS_STEPS, history_size=20, line_search_fn="strong_wolfe"
+        steering.parameters(), max_iter=steps, history_size=20, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
@@ -103,11 +162,11 @@ def _lbfgs(steering: SteeringMap, *pairs: Tensor) -> None:
     optimizer.zero_grad()
 
 
-def _adam(steering: SteeringMap, *pairs: Tensor) -> None:
+def _adam(steering: SteeringMap, pairs: tuple[Tensor, ...], steps: int) -> None:
     optimizer = torch.optim.Adam(steering.parameters(), lr=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=_ADAM_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
     n = len(pairs[0])
-    for step in range(_ADAM_STEPS):
+    for step in range(steps):
         rows = torch.arange(step * _BATCH, (step + 1) * _BATCH, device=pairs[0].device) % n
         optimizer.zero_grad()
         _relative_error(steering, *(values[rows] for values in pairs)).backward()

@@ -25,10 +25,11 @@ _TEMPERATURES = [10 ** (power / 4) for power in range(-12, 1)]  # 0.001 to 1
 Criterion = Callable[[Tensor, Pairs, Tensor], Tensor]  # steered, its pairs, temperatures
 
 
-def refine_map(steering: SteeringMap, early: SteeringMap, pairs: Pairs, criterion: str) -> None:
+def refine_map(steering: SteeringMap, early: SteeringMap, pairs: Pairs, criterion: str) -> float:
     """Refine in place: as many steps as serve `early`, which has not seen the held-out pairs; perhaps none.
 
     Adam on all weights, with steps in proportion to each weight's root mean square, and on the temperature.
+    Returns the held-out relative error of early after these steps.
 
     Raises:
         FitError: no group has two pairs (contrastive).
@@ -42,11 +43,12 @@ def refine_map(steering: SteeringMap, early: SteeringMap, pairs: Pairs, criterio
         )
     loss = _cosine if criterion == "cosine" else _contrastive
     first, temperature = _judged(early, held, loss)
-    curve, best = [first], 0
+    curve, best, error = [first], 0, _error(early, held)
     for step in _steps(early, fitted, loss, temperature, _STEPS):
         if step % _EVERY == 0:
             curve.append(_judged(early, held, loss)[0])
             best = min(range(len(curve)), key=curve.__getitem__)
+            error = _error(early, held) if best == len(curve) - 1 else error
             if len(curve) - 1 - best >= _PATIENCE:
                 break
     _LOG.info(
@@ -55,6 +57,13 @@ def refine_map(steering: SteeringMap, early: SteeringMap, pairs: Pairs, criterio
     )  # fmt: skip
     for _ in _steps(steering, pairs, loss, temperature, best * _EVERY):
         pass
+    return error
+
+
+@torch.no_grad()
+def _error(steering: SteeringMap, pairs: Pairs) -> float:
+    rest = (steering(pairs.source, pairs.theta) - pairs.target).square().sum()
+    return float(rest / (pairs.target - pairs.source).square().sum())
 
 
 def _steps(steering: SteeringMap, pairs: Pairs, loss: Criterion, temperature: float, n: int) -> Iterator[int]:

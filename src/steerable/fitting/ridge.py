@@ -1,6 +1,6 @@
 """Ridge regression of the motion target - source on phi and phi x, by streamed normal equations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,14 @@ class System:
         columns = (basis[:, None] * self.strip + inner).flatten()
         parts = self.fitted.block(columns), self.held.block(columns)
         return System(*parts, self.scale[columns], width + 1, self.center[:width])
+
+    def sketch(self, n: int) -> "System":
+        """The same regression on n random combinations of the outputs, scaled so that sums of squares are unbiased."""
+        d = self.fitted.cross.shape[1]
+        noise = torch.randn(d, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        frame = (d / n) ** 0.5 * torch.linalg.qr(noise.to(self.scale.device)).Q
+        parts = (replace(part, cross=part.cross @ frame) for part in (self.fitted, self.held))
+        return replace(self, **dict(zip(("fitted", "held"), parts, strict=True)))
 
     def solve(
         self, part: Moments, strength: float, rank: int | None = None

@@ -36,6 +36,8 @@ class SteeringMap(nn.Module, ABC):
     name: ClassVar[str]
     linear_in_phi: ClassVar[bool] = False
     """True where steered e = e + sum_k phi_k(theta) moves(e)_k, so that sums over thetas are sums of phi."""
+    fit_record: Mapping[str, Any] | None = None
+    """What `fit_embeddings` chose and reached, on a map that it fitted; not saved with the weights."""
 
     def __init__(
         self,

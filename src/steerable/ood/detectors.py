@@ -20,6 +20,8 @@ from steerable.ood.scores import ORBIT_SCORES
 NORMS = ("mahalanobis", "plain")
 
 _TINY = 1e-30
+_STEP = 1e-2  # of a coordinate's scale, for differences
+_SHRUNK = 1e-3  # share of the mean variance that is added to each direction's
 _NUMBERS = 2**23  # floats of orbits in memory at a time
 
 
@@ -136,6 +138,62 @@ class OrbitContrast:
         """Scores (b,) of embeddings (b, d)."""
         plain, steered = (d.predict_features(e).clamp(min=_TINY) for d in (self.plain, self.steered))
         return self.weight * plain.log() - steered.log()
+
+
+class MotionShare:
+    """Share of an embedding's deviation from the training mean that lies along the directions in which steering moves it.
+
+    With w the whitened deviation and J (d, p) the whitened motion per coordinate of theta at zero, each in units of
+    ``features.scale_values``: 1 - |w - J q|^2 / |w|^2, with q the ridge estimate under a prior of unit variance. Known
+    images differ in what they show; spoiled ones have also been moved. One encoder pass, no head, no labels.
+    """
+
+    requires_fit = True
+
+    def __init__(self, steering: SteeringMap):
+        self.steering = steering
+        scales = torch.tensor(steering.features.scale_values)
+        self.steps = _STEP * torch.cat([scales.diag(), -scales.diag()])  # (2 p, p)
+
+    @torch.no_grad()
+    def fit_features(self, e: Tensor, y: Tensor | None = None) -> "MotionShare":
+        """Mean and covariance of e (n, d).
+
+        Raises:
+            FitError: fewer than two in-distribution images.
+        """
+        e = e if y is None else e[y >= 0]
+        if len(e) < 2:
+            raise FitError(f"{len(e)} in-distribution images; a covariance expected 2: give more")
+        self.mean = e.mean(0)
+        covariance = (e - self.mean).T.double().cov(correction=0)
+        covariance.diagonal().add_(_SHRUNK * covariance.diagonal().mean() + _TINY)
+        self._factor = torch.linalg.cholesky(covariance).to(e)
+        return self
+
+    @torch.no_grad()
+    def predict_features(self, e: Tensor) -> Float[Tensor, " b"]:
+        """Scores (b,) of embeddings (b, d), between 0 and 1.
+
+        Raises:
+            FitError: not fitted.
+        """
+        if not hasattr(self, "_factor"):
+            raise FitError("the share has no covariance; expected a fit: call fit_features first")
+        step = _step(len(self.steps) * self.steering.dim)
+        return torch.cat([self._share(part) for part in e.split(step)])
+
+    def _share(self, e: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        ahead, behind = self.steering.orbit(e, self.steps.to(e)).chunk(2, dim=1)
+        motion = self._whitened((ahead - behind) / (2 * _STEP))  # (b, p, d)
+        w = self._whitened(e - self.mean).unsqueeze(-1)  # (b, d, 1)
+        gram = motion @ motion.mT + torch.eye(motion.shape[1]).to(e)
+        rest = w - motion.mT @ torch.linalg.solve(gram, motion @ w)
+        return 1 - rest.square().sum((1, 2)) / w.square().sum((1, 2)).clamp(min=_TINY)
+
+    def _whitened(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        columns = x.reshape(-1, x.shape[-1]).T
+        return torch.linalg.solve_triangular(self._factor, columns, upper=False).T.reshape(x.shape)
 
 
 class SteeringResidual:

@@ -123,8 +123,9 @@ def _principal(
     """The mean, and the q leading principal directions, orthonormal (all directions where q is their number)."""
     center = plain.mean(0)
     if q == plain.shape[1]:
-        return center, torch.eye(q)
-    with torch.random.fork_rng(devices=[]):  # torch's own draws from the global generator
+        return center, torch.eye(q, device=plain.device)
+    own = [plain.device] if plain.is_cuda else []
+    with torch.random.fork_rng(devices=own):  # torch's own draws from the global generator
         torch.manual_seed(seed)
         _, _, frame = torch.pca_lowrank(plain - center, q=q, center=False)
     return center, frame
@@ -134,12 +135,12 @@ def _table(
     pairs: Iterable[Pair], plain: Tensor, center: Tensor, frame: Tensor, final: slice, views: int
 ) -> Table:
     n, q = len(plain), frame.shape[1]
-    moved, thetas = torch.empty(n, views, q), torch.empty(0)
+    moved, thetas = plain.new_empty(n, views, q), torch.empty(0)
     seen = torch.zeros(n, dtype=torch.int64)
     for _, theta, target, ids in pairs:
         if not thetas.numel():
-            thetas = torch.empty(n, views, theta.shape[1])
-        moved[ids, seen[ids]], thetas[ids, seen[ids]] = (target - center) @ frame, theta
+            thetas = plain.new_empty(n, views, theta.shape[1])
+        moved[ids, seen[ids]], thetas[ids, seen[ids]] = (target - center) @ frame, theta.to(plain)
         seen[ids] += 1
     return Table((plain - center) @ frame, thetas, moved, plain[:, final])
 
@@ -148,10 +149,10 @@ def _initial(weight: Float[Tensor, "q q"], kind: str) -> list[nn.Linear]:
     """The discriminant as one layer, or as two that compute the same: gelu(x) - gelu(-x) = x."""
     q = len(weight)
     if kind != "hidden":
-        return [_linear(weight.T, torch.zeros(q))]
-    eye = torch.eye(q)
-    first = _linear(torch.cat([weight.T, -weight.T]), torch.zeros(2 * q))
-    return [first, _linear(torch.cat([eye, -eye], dim=1), torch.zeros(q))]
+        return [_linear(weight.T, weight.new_zeros(q))]
+    eye = torch.eye(q, device=weight.device)
+    first = _linear(torch.cat([weight.T, -weight.T]), weight.new_zeros(2 * q))
+    return [first, _linear(torch.cat([eye, -eye], dim=1), weight.new_zeros(q))]
 
 
 def _joined(layers: list[nn.Linear]) -> nn.Module:
@@ -166,7 +167,7 @@ def _behind(
         weight = layers[0].weight @ frame.T
         layers = [_linear(weight, layers[0].bias - weight @ center), *layers[1:]]
     hidden = layers[0].out_features if len(layers) > 1 else None
-    made = Neck(neck.width, hidden=hidden, out=layers[-1].out_features)
+    made = Neck(neck.width, hidden=hidden, out=layers[-1].out_features).to(center.device)
     made.mean.copy_(neck.mean)
     made.scale.copy_(neck.scale)
     made.adapter = _joined(layers)
@@ -174,7 +175,7 @@ def _behind(
 
 
 def _linear(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"]) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)

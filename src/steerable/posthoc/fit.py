@@ -20,6 +20,7 @@ from steerable.posthoc.plan import check_memory, duration, make_plan
 from steerable.transforms import Chain, Transform
 
 SAMPLE = 8192  # images that joined layers are standardized on
+POOR = 0.5  # share of the motion that is left after steering, above which the way out is told
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,10 +57,11 @@ def fit(
         ~/.cache/steerable. An interrupted run goes on with what is there.
     seed: of thetas and of training. progress: called with (encoder passes done, passes in all, what is being done).
 
-    The plan (passes, time, memory) is logged at INFO before it starts. Pairs are streamed into normal equations, so
-    that memory does not grow with their number, except for families without a closed form (rotation, exponential),
-    refinement and adapters. The price is in the result's ``record``; the classifier that the encoder was pretrained
-    with, where it still fits, is its ``head``.
+    The plan (passes, time, memory) is logged at INFO before it starts, and at the end how much of the motion is left on
+    held-out images (``record["held_out_error"]``), with the way out where that is much. Pairs are streamed into normal
+    equations, so that memory does not grow with their number, except for families without a closed form (rotation,
+    exponential), refinement and adapters. The price is in the result's ``record``; the classifier that the encoder was
+    pretrained with, where it still fits, is its ``head``.
 
     Raises:
         ConfigError: an unknown map, features, adapter or chain, no views, or an adapter for an encoder with a neck.
@@ -94,12 +96,16 @@ def fit(
     seconds = time.perf_counter() - began
     record = {
         "made_by": "fit", "images": len(pairs.pixels), "views": views, "pairs": len(pairs), "passes": pairs.passes,
-        "passes_new": pairs.encoded, "seconds": round(seconds, 2), "adapter": adapter, "refine": refine,
+        "passes_new": pairs.encoded, "seconds": round(seconds, 2),
+        "seconds_encoding": round(pairs.seconds, 2), "adapter": adapter, "refine": refine,
+        **(fitted.fit_record or {}),
     }  # fmt: skip
     _LOG.info(
         "fitted to %s pairs in %s; %s encoder passes, %s of them new",
         *(f"{len(pairs):,}", duration(seconds), f"{pairs.passes:,}", f"{pairs.encoded:,}"),
     )
+    if record.get("held_out_error") is not None:
+        _LOG.info("%s", verdict(record["held_out_error"], given, adapter))
     return _model(pairs, fitted, record)
 
 
@@ -161,6 +167,19 @@ def _neck(
     final = encoder.layers.get(FINAL, slice(0, encoder.raw_dim))
     return adapted(
         neck, pairs, neck(raw), final, adapter, views=pairs.views, settings=basis, memory=memory, seed=seed
+    )
+
+
+def verdict(error: float, encoder: Encoder, adapter: str | None) -> str:
+    """One plain sentence on a fit's held-out relative error; where it is poor, a second with what to try."""
+    left = f"on held-out images {error:.0%} of the motion is left after steering"
+    if error <= POOR or adapter is not None:
+        return left
+    joined = tuple(encoder.layers) != (FINAL,)
+    layers = "" if joined or encoder.spec is None else "layers='all' (--layers all) and "
+    return (
+        f"{left}, so do not trust it far; try {layers}adapter='discriminant' (--adapter discriminant): another "
+        "embedding, more predictable for most encoders, for which stored ones must be made again"
     )
 
 

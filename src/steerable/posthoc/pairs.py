@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class Pairs:
         chain and the seed, so that another run with any number of views goes on with what is there.
 
     The attribute ``neck``, None at first, is what embeddings go through on their way out; ``encoded`` counts the
-    images that had to be encoded.
+    images that had to be encoded, and ``seconds`` the time that this took.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Pairs:
         )
         self.progress = progress
         self.neck: nn.Module | None = None
-        self.encoded = 0
+        self.encoded, self.seconds = 0, 0.0
         self._told: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
@@ -98,8 +99,8 @@ class Pairs:
         )
 
     def image_batch(self, start: int, size: int) -> Float[Tensor, "b 3 h w"]:
-        """Images from ``start`` on, as the encoder takes them."""
-        batch = self.pixels[start : start + size]
+        """Images from ``start`` on, as the encoder takes them and where it is; bytes travel, not floats."""
+        batch = self.pixels[start : start + size].to(self.encoder.mean.device)
         return as_float(batch) if batch.dtype == torch.uint8 else batch
 
     def thetas(self, view: int) -> Float[Tensor, "n p"]:
@@ -112,12 +113,14 @@ class Pairs:
         path = self._path(start, view)
         found = self._read(path, min(PART, len(self.pixels) - start))
         if found is None:
-            batch = self.image_batch(start, PART).to(self.encoder.mean.device)
+            began = time.perf_counter()
+            batch = self.image_batch(start, PART)
             theta = self.thetas(view)[start : start + len(batch)] if view else self._no_theta(len(batch))
             raw = self.encoder.raw(self.chain.apply(batch, theta) if view else batch).cpu()
             found = {"raw": raw, "theta": theta}
             write_whole(path, lambda partial: save_file(found, partial))
             self.encoded += len(raw)
+            self.seconds += time.perf_counter() - began
         self._tell(start, view, len(found["raw"]))
         return found["raw"], found["theta"]
 
@@ -143,13 +146,14 @@ class Pairs:
             self.progress(sum(self._told.values()), self.passes, "pairs of plain and transformed images")
 
     def _through(self, raw: Float[Tensor, "n r"]) -> Float[Tensor, "n d"]:
-        if self.neck is None:
-            return raw
-        place = next(
-            iter(self.neck.state_dict().values()), raw
-        ).device  # an encoder's own neck may be on a GPU
-        with torch.no_grad():
-            return self.neck(raw.to(place)).cpu()
+        """On the encoder's device, so that the fit runs there too; MPS lacks the float64 that it needs."""
+        device = self.encoder.mean.device
+        if self.neck is not None:
+            # an encoder's own neck is where the encoder is, one made from pairs is where they were
+            place = next(iter(self.neck.state_dict().values()), raw).device
+            with torch.no_grad():
+                raw = self.neck(raw.to(place))
+        return raw.cpu() if device.type == "mps" else raw.to(device)
 
     def _no_theta(self, n: int) -> Float[Tensor, "n p"]:
         return torch.zeros(n, len(self.chain.params))
@@ -168,7 +172,7 @@ class Pairs:
         spec = self.encoder.spec
         if len(self.pixels) and (spec is None or spec.get("model_args")):
             # equal weights may compute something else in another module: its answer is part of its name
-            answer = self.encoder.raw(self.image_batch(0, 1).to(self.encoder.mean.device))
+            answer = self.encoder.raw(self.image_batch(0, 1))
             facts["answer"] = _digest("", answer)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 

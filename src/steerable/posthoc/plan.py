@@ -80,7 +80,7 @@ def check_memory(
 
 
 def _seconds_per_pass(pairs: Pairs) -> float:
-    batch = pairs.image_batch(0, PROBE).to(pairs.encoder.mean.device)
+    batch = pairs.image_batch(0, PROBE)
     theta = pairs.thetas(1)[: len(batch)]
     times = []
     for _ in range(2):  # the first call pays for what is set up once

@@ -61,7 +61,7 @@ def train_adapter(
         here = _through(adapter, fitted)
     steering = fit_embeddings(**here.pairs(), **settings)
     steering.requires_grad_(True)
-    sharpness = nn.Parameter(torch.tensor(SHARPNESS).log())
+    sharpness = nn.Parameter(fitted.plain.new_tensor(SHARPNESS).log())
     groups = [{"params": list(module.parameters()), "lr": RATE} for module in (adapter, steering)]
     optimizer = torch.optim.Adam([*groups, {"params": [sharpness], "lr": 1e-2}])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [RATE, RATE, 1e-2], total_steps=STEPS)
@@ -111,13 +111,13 @@ def _contrast(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of finding the true view among the real views of the same image, by cosine."""
     cosine = torch.einsum("bvd,bwd->bvw", F.normalize(steered, dim=-1), F.normalize(views, dim=-1))
-    own = torch.arange(views.shape[1]).expand(len(views), -1)
+    own = torch.arange(views.shape[1], device=views.device).expand(len(views), -1)
     return F.cross_entropy((sharpness * cosine).flatten(0, 1), own.flatten())
 
 
 def _neighborhood(e: Float[Tensor, "b d"], original: Float[Tensor, "b f"]) -> Float[Tensor, ""]:
     """Divergence of the batch's neighbor distribution from the original's: who is near whom, by cosine."""
-    others = ~torch.eye(len(e), dtype=torch.bool)
+    others = ~torch.eye(len(e), dtype=torch.bool, device=e.device)
 
     def log_odds(values: Tensor) -> Tensor:
         unit = F.normalize(values - values.mean(0), dim=-1)

@@ -23,6 +23,12 @@ class DataConfig:
     """use that many training images, drawn by the seed 0; none uses all"""
     test_limit: int | None = None
     """use that many test images"""
+    stream: bool = False
+    """read training images from parquet shards as they are needed: they then need not fit into memory"""
+    workers: int = 2
+    """processes that decode a stream, for each training process; 0 decodes between the steps"""
+    shuffle: int = 2048
+    """images among which each of them draws the next one"""
     root: str | None = None
     """local data: a folder that holds a copy of the source, or is what to use in its place"""
 
@@ -83,19 +89,22 @@ class TrainConfig:
     """of simclr"""
     projector: int = 256
     """width of the self-supervised losses' projector"""
-    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = "basis"
-    """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is for
-    comparison with SIE, and a ridge map takes its place after training"""
+    steering: Literal["none", "shift", "basis", "low_rank", "rotation", "exponential", "hypernetwork"] = (
+        "basis"
+    )
+    """the map's family; none is the invariant control; hypernetwork (a matrix linear in theta, without the identity) is
+    for comparison with SIE, and a ridge map takes its place after training"""
     steering_at: Literal["backbone", "projector"] = "backbone"
     """what the map acts on in training; after a projector a ridge map is fitted to the backbone's embedding"""
     steered_share: float = 1.0
-    """share of the embedding's columns, the last ones, that the equivariance terms see; below 1 the base loss sees the others"""
+    """share of the embedding's columns, the last ones, that the equivariance terms see; below 1 the base loss sees the
+    others"""
     features: str = "linear"
     """functions of theta that the map is linear in, joined by +"""
     equivariance: dict[str, float] = field(default_factory=lambda: {"relative": 0.3})
     """weights of the forms squared, relative, contrastive, instance and vicreg; unused where steering is none"""
     prediction: dict[str, float] = field(default_factory=dict)
-    """weights of the prediction of theta: chain (from the pair of embeddings), base (base_chain's, from one embedding)"""
+    """weights of the prediction of theta: chain (from the pair of embeddings), base (base_chain's, from one of them)"""
     uniformity: float | None = None
     """weight of the uniformity term; unset is 0.05 with steering, 0 without and 0 in distill"""
     temperature: float = 0.1
@@ -106,7 +115,9 @@ class TrainConfig:
     epochs: int = 12
     """passes over the training images"""
     batch_size: int = 256
-    """images per step; each is encoded twice"""
+    """images per step, of all processes together; each is encoded twice"""
+    accumulate: int = 1
+    """parts that a batch is worked through in, where it does not fit the memory; losses then see a part at a time"""
     ema: float | None = None
     """decay of a moving average of the weights, which is then what is evaluated and saved"""
     refit: bool = True
@@ -117,6 +128,8 @@ class TrainConfig:
     """compile the encoder's network: slower to start, faster by the step on a GPU"""
     validate_every: int = 1
     """epochs between validations; the last epoch always has one"""
+    timeout: float = 1800.0
+    """seconds that a process waits for the others before it gives up"""
     checkpoint_every: int = 200
     """steps between checkpoints; one is also written after each epoch that is validated"""
     seed: int = 0
@@ -132,7 +145,11 @@ class TrainConfig:
     @property
     def steers_embedding(self) -> bool:
         """True where the trained map acts on the embedding itself, and is what the bundle keeps."""
-        return self.steering_at == "backbone" and self.steered_share == 1 and self.steering not in ("none", "hypernetwork")
+        return (
+            self.steering_at == "backbone"
+            and self.steered_share == 1
+            and self.steering not in ("none", "hypernetwork")
+        )
 
     @property
     def equivariance_weights(self) -> dict[str, float]:
@@ -183,7 +200,7 @@ class TrainConfig:
         for name, value, least in (
             ("epochs", self.epochs, 1), ("batch_size", self.batch_size, 2), ("negatives", self.negatives, 1),
             ("checkpoint_every", self.checkpoint_every, 1), ("validate_every", self.validate_every, 1),
-            ("optimizer.lr", self.optimizer.lr, 0),
+            ("accumulate", self.accumulate, 1), ("timeout", self.timeout, 1), ("optimizer.lr", self.optimizer.lr, 0),
             ("temperature", self.temperature, 1e-4), ("projector", self.projector, 2),
         ):  # fmt: skip
             if not value >= least:
@@ -199,6 +216,11 @@ class TrainConfig:
             raise ConfigError("base and steering are both none; expected something to train: set one of them")
         if self.base == "distill":
             self._check_distill()
+        if self.data.stream and (self.base == "distill" or self.data.train_limit is not None):
+            raise ConfigError(
+                "data.stream is set with base distill or a train_limit; expected neither: a teacher's embeddings and a "
+                "choice of images need them in memory: leave stream out"
+            )
 
     def _check_distill(self) -> None:
         encoder = self.encoder

@@ -1,17 +1,22 @@
 """The run directory: config.yaml, metrics.jsonl, skipped.json, checkpoints/, bundle/, losses.png."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from steerable.errors import ConfigError
 from steerable.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from steerable.training.loop import TrainResult
+
+
+FREE = ("timeout", "validate_every", "checkpoint_every", "data.workers")  # a resumed run may change them
 
 
 def check_directory(out: str | Path | None, config: TrainConfig, *, resume: bool) -> None:
@@ -29,23 +34,41 @@ def check_directory(out: str | Path | None, config: TrainConfig, *, resume: bool
     _check_same(yaml.safe_load(path.read_text()), config.to_dict(), path)
 
 
+@contextmanager
 def open_directory(
     out: str | Path | None, config: TrainConfig, *, skipped: Sequence[Any] = ()
-) -> Path | None:
-    """Make the run directory, with the settings and what was skipped in it."""
+) -> Iterator[Path | None]:
+    """The run directory, with the settings and what was skipped in it, for this process alone while the context lasts.
+
+    The system drops the lock when a process ends, however it ends.
+
+    Raises:
+        ConfigError: another process is at work in it.
+    """
     if out is None:
-        return None
+        yield None
+        return
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    if skipped:
-        (directory / "skipped.json").write_text(json.dumps([item._asdict() for item in skipped], indent=1))
-    return directory
+    lock = FileLock(directory / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{out} is in use by another run; expected a directory of its own for each: choose another --out, or wait "
+            "until that run has ended"
+        ) from None
+    with lock:
+        (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        if skipped:
+            listed = json.dumps([item._asdict() for item in skipped], indent=1)
+            (directory / "skipped.json").write_text(listed)
+        yield directory
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     flat_before, flat_now = _flat(before), _flat(json.loads(json.dumps(now)))
-    differing = [key for key in flat_now if flat_before.get(key) != flat_now[key]]
+    differing = [key for key in flat_now if key not in FREE and flat_before.get(key) != flat_now[key]]
     if differing:
         key = differing[0]
         raise ConfigError(

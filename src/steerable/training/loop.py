@@ -3,10 +3,14 @@
 import json
 import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +21,8 @@ from steerable.errors import FitError
 from steerable.model import SteerableEncoder
 from steerable.training.checkpoint import load_checkpoint
 from steerable.training.config import TrainConfig
+from steerable.training.directory import check_directory, open_directory, save_results
+from steerable.training.distributed import answered
 from steerable.training.run import Run
 from steerable.training.setup import eager, fast_math, load_splits
 from steerable.training.validation import refit, validate
@@ -57,49 +63,64 @@ def train(
         FitError: a loss that is not finite; names the step, the terms and the last good checkpoint.
         MissingExtra: the [train] extra is not installed.
     """
-    from steerable.training.directory import check_directory, open_directory, save_results
-
     config.check()
     check_directory(out, config, resume=resume)
     train_set, test_set = load_splits(config) if images is None else images
     run = Run(config, train_set, test_set, None)
+    first = run.fabric.global_rank == 0  # it alone writes and tells
     # only now, so that a wrong setting leaves no directory behind
-    directory = run.directory = open_directory(out, config, skipped=train_set.skipped + test_set.skipped)
-    if directory is not None and resume and (found := load_checkpoint(directory / "checkpoints")):
-        run.restore(found[0])
-        log.info("resumed from %s at step %d", found[1], run.step)
+    opened = open_directory(out if first else None, config, skipped=train_set.skipped + test_set.skipped)
+    with opened as directory, answered(run.fabric, config.timeout), interruptible() as asked:
+        run.directory = directory
+        if out is not None and resume and (found := load_checkpoint(Path(out) / "checkpoints")):
+            run.restore(found[0])
+            log.info("resumed from %s at step %d", found[1], run.step)
+        return _finish(run, _epochs(run, listener if first else None, asked))
+
+
+def _epochs(run: Run, listener: Listener | None, asked: Callable[[], bool]) -> list[dict[str, Any]]:
+    """Train to the end; returns a row per epoch."""
     while run.step < run.total_steps:
-        row = _epoch(run, listener)
+        row = _epoch(run, listener, asked)
         run.history.append(row)
-        if directory is not None:
-            _append_metrics(directory / "metrics.jsonl", run.history)
-        if not run.epoch % config.validate_every or run.step == run.total_steps:
+        if run.directory is not None:
+            _append_metrics(run.directory / "metrics.jsonl", run.history)
+        if not run.epoch % run.config.validate_every or run.step == run.total_steps:
             run.save()
         if listener:
             listener(row)
-    model = run.model()
+    return run.history
+
+
+def _finish(run: Run, history: list[dict[str, Any]]) -> TrainResult:
+    """The map fitted once more, and what the directory keeps."""
+    config, model = run.config, run.model()
     if config.refit and model.steering.name in ("basis", "shift", "low_rank"):
-        model = refit(model.to(run.fabric.device), train_set, config).cpu()
+        model = refit(model.to(run.fabric.device), run.train_set, config).cpu()
     model.record = run.record()
-    result = TrainResult(model, directory, run.history)
-    if directory is not None:
-        save_results(directory, result)
+    result = TrainResult(model, run.directory, history)
+    if run.directory is not None:
+        save_results(run.directory, result)
     return result
 
 
-def _epoch(run: Run, listener: Listener | None) -> dict[str, Any]:
+def _epoch(run: Run, listener: Listener | None, asked: Callable[[], bool]) -> dict[str, Any]:
     """The rest of the present epoch, then its validation."""
-    epoch, config, began = run.epoch, run.config, time.perf_counter()
-    seen = Seen(run.step, began)
+    epoch, config = run.epoch, run.config
+    seen = Seen(run.step, time.perf_counter())
     run.learner.train()
     with fast_math(run.fabric.device, config.precision):
-        for index in run.batches():
-            seen.pending.append(run.train_step(index))
-            saving = run.step % config.checkpoint_every == 0
+        for batch in run.batches():
+            seen.pending.append(run.train_step(batch))
+            stopping = asked()
+            saving = stopping or run.step % config.checkpoint_every == 0
             if saving or len(seen.pending) == run.look_every:
                 _look(run, seen, listener)
             if saving:
                 run.save()
+            if stopping:
+                log.info("stopped at step %d; --resume goes on from there", run.step)
+                raise KeyboardInterrupt
         _look(run, seen, listener)
     steps = run.step - seen.first
     means = {name: value / steps for name, value in seen.sums.items()}
@@ -108,6 +129,30 @@ def _epoch(run: Run, listener: Listener | None) -> dict[str, Any]:
         return row
     with eager():
         return {**row, **validate(run.averaged, run.chain, run.train_set, run.test_set, run.teacher)}
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is kept until the step in hand is done, so that what is saved is whole; a second one ends at once."""
+    pressed: list[int] = []
+
+    def keep(number: int, _: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread alone
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, keep)
+    try:
+        yield lambda: bool(pressed)
+    except RuntimeError as error:
+        if pressed:  # another process has gone first
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What is trained: the modules of a run, and the terms of its loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Views:
     expanded: tuple[Tensor, Tensor] | None = None
     """(b, projector) each: steered and target, for the vicreg form"""
     predicted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """by head of prediction: what it says, and theta: (b, w) and (b, p) of the chain, (2b, w) and (2b, q) of base_chain"""
+    """by head: what it predicts, and theta: (b, w) and (b, p) of the chain, (2b, w) and (2b, q) of base_chain"""
 
 
 class Learner(nn.Module):
@@ -92,25 +93,29 @@ class Learner(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "b2 3 h w"],
-        theta: Float[Tensor, "b p"],
+        theta: Float[Tensor, "n p"],
         base_theta: Float[Tensor, "b q"] | None = None,
     ) -> Views:
         """Images and their transforms, stacked, in one pass, so that both share BatchNorm's statistics.
 
-        theta: what made the transforms; base_theta: what both went through before, where there is a base_chain.
+        theta: what made the transforms, then those of other items, from which the contrastive form's negatives come;
+        base_theta: what both went through before, where there is a base_chain.
         """
         e = self.encoder(images)
         steered = e[:, self.steered]
         source, target = (steered if self.lens is None else self.lens(steered).float()).chunk(2)
         orbits = expanded = None
         if self.steering is not None:
-            orbits = self.steering(source[:, None], _with_negatives(theta, self.negatives))
+            orbits = self.steering(source[:, None], _with_negatives(theta, len(source), self.negatives))
             if self.expander is not None:
                 own, true = self.expander(torch.cat([orbits[:, 0], target])).float().chunk(2)
                 expanded = own, true
         predicted = {}
         if "chain" in self.predictors:
-            predicted["chain"] = self.predictors["chain"](torch.cat(e.chunk(2), dim=1)).float(), theta
+            predicted["chain"] = (
+                self.predictors["chain"](torch.cat(e.chunk(2), dim=1)).float(),
+                theta[: len(source)],
+            )
         if "base" in self.predictors and base_theta is not None:
             predicted["base"] = self.predictors["base"](e).float(), base_theta.repeat(2, 1)
         return Views(e, source, target, orbits, self.readout(e[:, self.plain]), expanded, predicted)
@@ -155,11 +160,11 @@ def steered_width(config: TrainConfig, dim: int) -> int:
     return config.projector if config.steering_at == "projector" else columns.stop - columns.start
 
 
-def _with_negatives(theta: Float[Tensor, "b p"], negatives: int) -> Float[Tensor, "b v p"]:
-    """Each item's own theta, then those of the items that follow it in the batch."""
-    b = theta.shape[0]
-    offsets = torch.arange(min(negatives, b - 1) + 1, device=theta.device)
-    return theta[(torch.arange(b, device=theta.device)[:, None] + offsets) % b]
+def _with_negatives(theta: Float[Tensor, "n p"], b: int, negatives: int) -> Float[Tensor, "b v p"]:
+    """The first b items' own thetas, each with those of the items that follow it."""
+    n = theta.shape[0]
+    offsets = torch.arange(min(negatives, n - 1) + 1, device=theta.device)
+    return theta[(torch.arange(b, device=theta.device)[:, None] + offsets) % n]
 
 
 def _readout(dim: int, config: TrainConfig, n_classes: int) -> nn.Module:
@@ -183,13 +188,12 @@ class Objective:
         self,
         config: TrainConfig,
         *,
-        distributed: bool = False,
         params: Sequence[Param] = (),
         base_params: Sequence[Param] = (),
     ):
         self.config = config
-        self.base = _base_loss(config.base, config, distributed)
-        self.vicreg = _base_loss("vicreg", config, distributed) if "vicreg" in config.equivariance_weights else None
+        self.base = _base_loss(config.base, config)
+        self.vicreg = _base_loss("vicreg", config) if "vicreg" in config.equivariance_weights else None
         self.params = {"chain": params, "base": base_params}
 
     def __call__(self, views: Views, goal: Int[Tensor, " b"] | Float[Tensor, "b d"]) -> dict[str, Tensor]:
@@ -238,14 +242,14 @@ class Objective:
         return {name: forms[name]() for name in self.config.equivariance_weights}
 
 
-def _base_loss(name: str, config: TrainConfig, distributed: bool) -> Any:
+def _base_loss(name: str, config: TrainConfig) -> Any:
     if name in ("supervised", "distill", "none"):
         return None
+    if name == "simclr":
+        return partial(losses.nt_xent, temperature=config.base_temperature)
     try:
         from lightly import loss as lightly_loss
     except ImportError as error:
         raise MissingExtra("lightly", "train") from error
-    if name == "simclr":
-        return lightly_loss.NTXentLoss(temperature=config.base_temperature, gather_distributed=distributed)
-    family = lightly_loss.VICRegLoss if name == "vicreg" else lightly_loss.BarlowTwinsLoss
-    return family(gather_distributed=distributed)
+    # views come from all processes: nothing is left to gather
+    return lightly_loss.VICRegLoss() if name == "vicreg" else lightly_loss.BarlowTwinsLoss()

@@ -4,9 +4,9 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from steerable.data import ImageSet, load_images, localized, splits
 from steerable.data.sources import parse_source
@@ -17,8 +17,12 @@ from steerable.training.config import TrainConfig
 from steerable.training.objective import HyperMatrix, Learner, steered_width
 from steerable.transforms import Chain, build
 
+if TYPE_CHECKING:
+    from steerable.data.streaming import ShardSet
+
 log = logging.getLogger("steerable")
 
+SAMPLE = 10_000  # images of a stream that are kept in memory
 HELD_OUT = ("test", "testing", "validation", "valid", "val", "dev")
 
 
@@ -31,6 +35,8 @@ def load_splits(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
         DataError: none found, fewer than one batch, or no labels where the base loss needs them.
     """
     data = config.data
+    if data.stream:
+        return _streamed_splits(config)
     source, root = localized(data.source, data.root)
     name, chosen = parse_source(source)
     names = splits(name, root=root)
@@ -53,6 +59,35 @@ def load_splits(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
             "use class folders, or --base simclr"
         )
     return train_set, test_set
+
+
+def shards_of(config: TrainConfig) -> "ShardSet":
+    """The shards that ``data.stream`` reads.
+
+    Raises:
+        DataError: no such parquet files, or no labels where the base loss needs them.
+    """
+    from steerable.data.streaming import open_shards  # imports datasets, which takes over a second
+
+    source, root = localized(config.data.source, config.data.root)
+    name, chosen = parse_source(source)
+    return open_shards(str(name), chosen or "train", root=root, size=config.data.size)
+
+
+def _streamed_splits(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
+    """A sample of the stream, which validation and the refit take, and the test images."""
+    data = config.data
+    source, root = localized(data.source, data.root)
+    name, chosen = parse_source(source)
+    names = splits(name, root=root)
+    held_out = next((split for split in HELD_OUT if split in names and split != chosen), None)
+    if held_out is None:
+        raise DataError(
+            f"{source} has the split {', '.join(names)} alone; expected test images beside a stream: add "
+            "test-*.parquet, or leave data.stream out"
+        )
+    sample = shards_of(config).sample(SAMPLE)
+    return sample, load_images(name, split=held_out, size=data.size, limit=data.test_limit, root=root)
 
 
 def _hold_out(images: ImageSet, limit: int | None) -> tuple[ImageSet, ImageSet]:
@@ -91,11 +126,6 @@ def precision_for(precision: str) -> str:
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     )
     return "bf16-mixed" if native else "32-true"
-
-
-def fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the images may live on the device: they take at most half of what a GPU has free."""
-    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 @contextmanager

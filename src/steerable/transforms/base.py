@@ -45,7 +45,9 @@ class Transform(ABC):
         for param, u in zip(self.params, draw.T, strict=True):
             span = param.high - param.low if param.levels is None else param.step * param.levels
             value = span * u
-            columns.append(param.low + (value if param.levels is None else (value / param.step).floor() * param.step))
+            columns.append(
+                param.low + (value if param.levels is None else (value / param.step).floor() * param.step)
+            )
         return torch.stack(columns, dim=1)
 
     def apply(self, images: Tensor, theta: Tensor) -> Tensor:

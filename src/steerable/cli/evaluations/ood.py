@@ -1,5 +1,6 @@
 """``steerable eval ood``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,6 +102,11 @@ def ood(
                 cache=cache or cache_root(),
                 progress=progress,
             )
+    show(results, json=json, out=out)
+
+
+def show(results: Mapping[str, Any], *, json: bool = False, out: Path | None = None) -> None:
+    """Print what was measured, by model, and leave it in ``out``."""
     sheets = [sheet for name, result in results.items() for sheet in _sheets(name, result)]
     present("ood", results, sheets, draw=lambda figure: _draw(figure, results), json=json, out=out)
 
@@ -128,7 +134,7 @@ def _rows(result: dict[str, Any], group: str, title: str) -> list[dict[str, Any]
     ]
 
 
-def _draw(figure: Any, results: dict[str, Any]) -> None:
+def _draw(figure: Any, results: Mapping[str, Any]) -> None:
     """Per model: AUROC of the best score of each kind, and of MSP, by severity; without corruptions, per set."""
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for ax, (name, result) in zip(axes, results.items(), strict=True):

@@ -10,11 +10,20 @@ from steerable.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     from steerable.data import ImageSet
+    from steerable.encoders import Encoder
     from steerable.evaluate.transfer import Parts
+    from steerable.model import SteerableEncoder
 
 TEST = ("test", "validation")
 TRAIN = ("train",)
 TRANSFER = "transfer"  # the folder of DATA that holds the sets of `steerable eval transfer`
+
+
+def side_of(model: "SteerableEncoder | Encoder", size: int | None) -> int | None:
+    """The side that images are cut to: the one asked for, else the encoder's."""
+    from steerable.encoders import Encoder
+
+    return size if size is not None else (model if isinstance(model, Encoder) else model.encoder).image_size
 
 
 def read_images(
@@ -27,6 +36,20 @@ def read_images(
     has = splits(place, root=root) if ":" not in source else ()
     split = next((name for name in splits_wanted if name in has), None)
     return load_images(place, root=root, split=split, size=side, limit=limit)
+
+
+def train_images(
+    train: str | None, images: str, data: Path | None, side: int | None, limit: int | None
+) -> "ImageSet | None":
+    """What ``train`` names, else the train split of ``images``; None where that has none."""
+    from steerable.data import localized, splits
+    from steerable.data.sources import parse_source
+
+    name = parse_source(images)[0]
+    place, root = localized(name, data)
+    if train is None and TRAIN[0] not in splits(place, root=root):
+        return None
+    return read_images(train or str(name), data, TRAIN, side, limit)
 
 
 def severity_levels(severities: str) -> list[int]:
@@ -45,7 +68,7 @@ def severity_levels(severities: str) -> list[int]:
 
 
 def transfer_sets(
-    sets: str | None, data: Path | None, side: int | None, limit: int | None
+    sets: str | None, data: Path | None, side: int | None, limit: int | None, *, needed: bool = True
 ) -> "dict[str, Callable[[], Parts]]":
     """Short name -> loader of each set: those that are named, by default all in DATA/transfer.
 
@@ -57,7 +80,7 @@ def transfer_sets(
         sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder and folder.is_dir() else []
     )
     sources = [part.strip() for part in (sets or ",".join(known)).split(",") if part.strip()]
-    if not sources:
+    if not sources and needed:
         raise ConfigError(
             "no data sets are named; expected names, folders, parquet globs or Hub names: give --sets, or with "
             f"--data a folder that has some in {TRANSFER}/"

@@ -1,5 +1,6 @@
 """``steerable eval retrieval``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ def retrieval(
         steerable eval retrieval runs/demo-seed0 --images photos
         steerable eval retrieval my-bundle --images my_images --gallery 2000 --out results
     """
-    from steerable.cli.evaluations.presenting import load_models, present
+    from steerable.cli.evaluations.presenting import load_models
     from steerable.data import load_images, localized, splits
     from steerable.evaluate.retrieval import evaluate_retrieval
     from steerable.progress import PassProgress
@@ -59,8 +60,15 @@ def retrieval(
             result[name] = evaluate_retrieval(
                 model, found, queries=queries, strengths=strengths, seed=seed, progress=progress
             )
-    sheets = [sheet for name, figures in result.items() for sheet in _sheets(name, figures)]
-    present("retrieval", result, sheets, draw=lambda figure: _draw(figure, result), json=json, out=out)
+    show(result, json=json, out=out)
+
+
+def show(results: Mapping[str, Any], *, json: bool = False, out: Path | None = None) -> None:
+    """Print what was measured, by model, and leave it in ``out``."""
+    from steerable.cli.evaluations.presenting import present
+
+    sheets = [sheet for name, figures in results.items() for sheet in _sheets(name, figures)]
+    present("retrieval", results, sheets, draw=lambda figure: _draw(figure, results), json=json, out=out)
 
 
 def _sheets(name: str, figures: dict[str, Any]) -> list[Any]:
@@ -90,7 +98,7 @@ def _sheets(name: str, figures: dict[str, Any]) -> list[Any]:
     return sheets
 
 
-def _draw(figure: Any, result: dict[str, Any]) -> None:
+def _draw(figure: Any, result: Mapping[str, Any]) -> None:
     axes = figure.subplots(len(result), 1, squeeze=False)[:, 0]
     for axis, (name, figures) in zip(axes, result.items(), strict=True):
         rows = [row for row in figures["hidden"] if row["value"] is None]

@@ -86,6 +86,11 @@ def robustness(
                 cache=cache or cache_root(),
                 progress=progress,
             )
+    show(results, json=json, out=out)
+
+
+def show(results: Mapping[str, Any], *, json: bool = False, out: Path | None = None) -> None:
+    """Print what was measured, by model, and leave it in ``out``."""
     present(
         "robustness",
         results,

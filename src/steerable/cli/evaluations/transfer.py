@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from steerable.cli.evaluations.presenting import Sheet, load_with_encoders, present
-from steerable.cli.evaluations.reading import transfer_sets
-from steerable.errors import ConfigError
+from steerable.cli.evaluations.reading import side_of, transfer_sets
 
 COLUMNS = {
     "set": ("set", "{}"),
@@ -55,24 +54,26 @@ def transfer(
         steerable eval transfer my-bundle timm/resnet18 --sets my_birds,uoft-cs/cifar100 --out results
     """
     from steerable.data.cache import cache_root
-    from steerable.evaluate.probing import C_GRID
+    from steerable.evaluate.probing import strengths
     from steerable.evaluate.transfer import evaluate_transfer
     from steerable.progress import PassProgress
 
-    if not 1 <= grid <= len(C_GRID):
-        raise ConfigError(f"--grid is {grid}; expected 1 to {len(C_GRID)} values of C: correct it")
     results = {}
     with PassProgress() as progress:
         for name, model in load_with_encoders(models).items():
-            side = size if size is not None else getattr(model, "encoder", model).image_size
             results[name] = evaluate_transfer(
                 model,
-                transfer_sets(sets, data, side, limit),
-                grid=C_GRID[:: -(-len(C_GRID) // grid)],
+                transfer_sets(sets, data, side_of(model, size), limit),
+                grid=strengths(grid),
                 seed=seed,
                 cache=cache or cache_root(),
                 progress=progress,
             )
+    show(results, json=json, out=out)
+
+
+def show(results: Mapping[str, Any], *, json: bool = False, out: Path | None = None) -> None:
+    """Print what was measured, by model, and leave it in ``out``."""
     present(
         "transfer", results, _sheets(results), draw=lambda figure: _draw(figure, results), json=json, out=out
     )

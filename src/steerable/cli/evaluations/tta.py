@@ -87,6 +87,11 @@ def tta(
             head = None if train is None else _head(model, train, data, side, progress)
             image_set = _images(images, data, split, limit, side, damage, seed)
             results[label] = evaluate_tta(model, image_set, head=head, **settings, progress=progress)
+    show(results, json=json, out=out)
+
+
+def show(results: Mapping[str, Any], *, json: bool = False, out: Path | None = None) -> None:
+    """Print what was measured, by model, and leave it in ``out``."""
     sheets = [
         Sheet(
             f"{label} on {figures['images']}, {figures['n']:,} images",

@@ -1,0 +1,302 @@
+"""Parquet shards that need not fit into memory: shuffled, dealt out, resumable, decoded by workers.
+
+Hugging Face ``datasets`` streams each shard. What a batch holds depends on seed, epoch, and the numbers of processes
+and workers only: a run that goes on in the middle of an epoch passes over the rows behind it without decoding them, and
+gets the batches that it would have had.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Features, Image, load_dataset
+from pyarrow import parquet
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from steerable.data.columns import find_image_column
+from steerable.data.decoding import decode_array
+from steerable.data.images import ImageSet, Skipped
+from steerable.data.locations import find_files
+from steerable.errors import DataError
+
+log = logging.getLogger("steerable")
+CHUNK = 64  # rows that are read at a time
+PREFETCH = 4  # batches that lie ready for each worker
+MANY = 8  # shards for each share that make shares about equal
+
+
+class StreamedBatch(NamedTuple):
+    """images (b, 3, h, w) uint8, labels (b,); what could not be read since the last one; seconds by stage."""
+
+    images: Tensor
+    labels: Tensor
+    skipped: list[Skipped]
+    reading: float
+    decoding: float
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The parquet files of one split. column, label: names of the image column and of the labels', if any.
+
+    rows: in all files whose footer can be read; the others are in ``skipped``.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    column: str
+    label: str | None
+    classes: tuple[str, ...]
+    rows: int
+    size: int | None
+    skipped: tuple[Skipped, ...] = ()
+
+    def sample(self, n: int) -> ImageSet:
+        """The first n images of the shards, in memory: what is validated and fitted on beside the stream."""
+        reader = _Reader(self, seed=0, shuffle=0, batch=min(n, self.rows), rank=0, size=1, behind=0)
+        batch = next(iter(reader))
+        names = tuple(f"{self.name}#{i}" for i in range(len(batch.images)))
+        return ImageSet(batch.images, batch.labels, self.classes, names, name=self.name)
+
+
+def open_shards(name: str, split: str, *, root: Any = None, size: int | None = None) -> ShardSet:
+    """The shards of a local source's split.
+
+    Raises:
+        DataError: the source is not parquet files here, or none of them can be read.
+    """
+    files = find_files(name, root)
+    if files is None or files.builder != "parquet":
+        raise DataError(
+            f"{name} is not parquet files on this machine; expected a folder with {split}-*.parquet, to stream from: "
+            "write such shards (datasets.Dataset.to_parquet), or leave data.stream out"
+        )
+    good, skipped, rows, features, labels = [], [], 0, None, []
+    for path in files.by_split[split]:
+        try:
+            with parquet.ParquetFile(path) as file:
+                features = features or Features.from_arrow_schema(file.schema_arrow)
+                label = _label(features)
+                if label is not None and not isinstance(features[label], ClassLabel):
+                    labels.append(int(np.max(file.read([label])[label].to_numpy())))
+                rows += file.metadata.num_rows
+            good.append(path)
+        except Exception as error:  # pyarrow's and the system's errors share no base class
+            skipped.append(_skip(path, error))
+    if features is None:
+        raise DataError(
+            f"none of {len(skipped)} shards of {name} can be read ({skipped[0].reason}); expected one"
+        )
+    label = _label(features)
+    kind = features[label] if label is not None else None
+    classes = kind.names if isinstance(kind, ClassLabel) else map(str, range(max(labels, default=-1) + 1))
+    column = find_image_column(features, name)
+    return ShardSet(name, tuple(good), column, label, tuple(classes), rows, size, tuple(skipped))
+
+
+def _label(features: Features) -> str | None:
+    found = [key for key, kind in features.items() if isinstance(kind, ClassLabel)]
+    plain = "label" in features and "int" in str(getattr(features["label"], "dtype", ""))
+    return "label" if plain or "label" in found else (found[0] if found else None)
+
+
+def _skip(path: Path, error: Exception) -> Skipped:
+    return Skipped(str(path), f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+
+
+@dataclass
+class Stages:
+    """Seconds of an epoch by stage, those of workers added up, and its images."""
+
+    images: int = 0
+    reading: float = 0.0
+    decoding: float = 0.0
+    waiting: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def line(self, workers: int) -> str:
+        """Images per second that each stage could do by itself, for the log."""
+        spent = time.perf_counter() - self.began
+        hands = max(1, workers)
+        speeds = {
+            f"reading ({hands} workers)": self.reading / hands,
+            f"decoding ({hands} workers)": self.decoding / hands,
+            "transform and step": spent - self.waiting,
+        }
+        parts = [f"{name} {self.images / max(seconds, 1e-9):,.0f}" for name, seconds in speeds.items()]
+        return (
+            f"images/s by stage: {', '.join(parts)}; waited for data {self.waiting / spent:.0%} of the time"
+        )
+
+
+class Stream:
+    """Batches of one process, from the shards, by epoch.
+
+    batch: images of this process per step. shuffle: rows among which each worker draws the next one. rank, size: the
+    process and their number. ``skipped`` grows by what could not be read.
+    """
+
+    def __init__(
+        self, shards: ShardSet, *, batch: int, shuffle: int, workers: int, rank: int = 0, size: int = 1
+    ):
+        self.shards, self.batch, self.shuffle, self.workers = shards, batch, shuffle, workers
+        self.rank, self.size = rank, size
+        self.steps_per_epoch = shards.rows // (batch * size)
+        self.skipped: dict[str, Skipped] = {item.path: item for item in shards.skipped}
+        self.stages = Stages()
+
+    def batches(self, seed: int, first: int) -> Iterator[StreamedBatch]:
+        """An epoch's batches from the one numbered ``first`` on.
+
+        Raises:
+            DataError: no shard can be read any more, or a worker was killed.
+        """
+        reader = _Reader(
+            self.shards,
+            seed=seed,
+            shuffle=self.shuffle,
+            batch=self.batch,
+            rank=self.rank,
+            size=self.size,
+            behind=first,
+        )
+        gpu = torch.cuda.is_available()
+        ways = {"prefetch_factor": PREFETCH, "multiprocessing_context": "forkserver"} if self.workers else {}
+        loader = iter(DataLoader(reader, batch_size=None, num_workers=self.workers, pin_memory=gpu, **ways))
+        self.stages = Stages()
+        for _ in range(first, self.steps_per_epoch):
+            began = time.perf_counter()
+            try:
+                batch: StreamedBatch = next(loader)
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: gone while it handed over a batch
+                if isinstance(error, RuntimeError) and "worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"a worker that decodes images is gone ({' '.join(str(error).split())[:140]}); expected it to "
+                    "live, and the system may be short of memory: lower data.workers or data.shuffle, then --resume"
+                ) from error
+            self._account(batch, time.perf_counter() - began)
+            yield batch
+        log.info("%s", self.stages.line(self.workers))
+
+    def _account(self, batch: StreamedBatch, waited: float) -> None:
+        for item in batch.skipped:
+            if item.path not in self.skipped:
+                log.warning("skipped %s: %s", *item)
+            self.skipped[item.path] = item
+        stages = self.stages
+        stages.images += len(batch.images)
+        stages.reading += batch.reading
+        stages.decoding += batch.decoding
+        stages.waiting += waited
+
+
+class _Reader(IterableDataset):
+    """Runs in each worker: an endless shuffled stream of its share of the rows, in batches."""
+
+    def __init__(
+        self, shards: ShardSet, *, seed: int, shuffle: int, batch: int, rank: int, size: int, behind: int
+    ):
+        self.shards, self.seed, self.shuffle, self.batch = shards, seed, shuffle, batch
+        self.rank, self.size, self.behind = rank, size, behind
+        self.skipped: list[Skipped] = []
+
+    def __iter__(self) -> Iterator[StreamedBatch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # batches come from the workers in turn, and the turn that comes next is that of the first one now
+        worker = (worker + self.behind) % workers
+        share = self.rank * workers + worker
+        rows = self._shuffled(self._rows(share, self.size * workers), share)
+        for _ in range((self.behind + workers - 1 - worker) // workers * self.batch):
+            next(rows)
+        while True:
+            began = time.perf_counter()
+            drawn = [next(rows) for _ in range(self.batch)]
+            read = time.perf_counter()
+            images, labels = self._decode(drawn)
+            skipped, self.skipped = self.skipped, []
+            yield StreamedBatch(images, labels, skipped, read - began, time.perf_counter() - read)
+
+    def _rows(self, share: int, shares: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and content of one share's rows, pass after pass, since shares are not of one length."""
+        # few shards are read by several shares, which take turns in the rows: then shares are about equal
+        n = len(self.shards.paths)
+        turns = next(t for t in range(1, shares + 1) if n * t % shares == 0 or n * t >= MANY * shares)
+        units = [(path, turn) for path in self.shards.paths for turn in range(turns)]
+        draw = random.Random(self.seed)
+        if self.shuffle:
+            draw.shuffle(units)
+        own = units[share::shares]
+        while True:
+            found = 0
+            for path, turn in own:
+                for i, row in enumerate(self._shard(path)):
+                    if i % turns == turn:
+                        found += 1
+                        yield f"{path}#{i}", row
+            if not found:
+                names = ", ".join(str(item.path) for item in self.skipped[:3])
+                raise DataError(
+                    f"no shard of {self.shards.name} can be read ({names}); expected one: check the files"
+                )
+
+    def _shard(self, path: Path) -> Iterator[dict[str, Any]]:
+        columns = [self.shards.column, *([self.shards.label] if self.shards.label else [])]
+        try:
+            files = {"train": [str(path)]}
+            rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
+            rows = rows.cast_column(self.shards.column, Image(decode=False))
+            # by iter and not by itself: datasets would deal the one shard out to the workers once more
+            for part in rows.iter(CHUNK):
+                yield from (dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True))
+        except Exception as error:  # a shard that has gone or is damaged, from here on
+            self.skipped.append(_skip(path, error))
+
+    def _shuffled(
+        self, rows: Iterator[tuple[str, dict[str, Any]]], share: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        if not self.shuffle:
+            yield from rows
+        draw, pool = random.Random(f"{self.seed} {share}"), []
+        for row in rows:
+            if len(pool) < self.shuffle:
+                pool.append(row)
+                continue
+            at = draw.randrange(len(pool))
+            pool[at], row = row, pool[at]
+            yield row
+
+    def _decode(self, drawn: list[tuple[str, dict[str, Any]]]) -> tuple[Tensor, Tensor]:
+        """In place of what cannot be decoded the one before it comes twice: then no later batch moves."""
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        for name, row in drawn:
+            cell = row[self.shards.column] or {}
+            try:
+                images.append(
+                    decode_array(cell.get("bytes") or cell.get("path") or b"", size=self.shards.size)
+                )
+                labels.append(row[self.shards.label] if self.shards.label else 0)
+            except DataError as error:
+                self.skipped.append(Skipped(name, str(error)))
+                if images:
+                    images.append(images[-1])
+                    labels.append(labels[-1])
+        if not images or len({image.shape for image in images}) > 1:
+            shapes = sorted({image.shape[:2] for image in images})
+            raise DataError(
+                f"{self.shards.name} gave a batch of sizes {shapes}; expected images of one size that can be decoded: "
+                "give data.size"
+            )
+        while len(images) < len(drawn):  # the first ones were lost
+            images.append(images[-1])
+            labels.append(labels[-1])
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
