@@ -195,9 +195,8 @@ def gains(measured: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str, n
 def write_table(folder: Path, args: argparse.Namespace) -> None:
     """results/table_TABLE.json from what the cells of a table hold so far."""
     measured: dict[str, dict[int, dict[str, float]]] = {}
-    for cell in sorted(
-        (path.parent for path in folder.glob("*/metrics.jsonl")), key=lambda cell: seed_of(cell)
-    ):
+    kept = {path.parent for name in ("metrics.jsonl", "evaluation.json") for path in folder.glob(f"*/{name}")}
+    for cell in sorted(kept, key=lambda cell: (seed_of(cell), cell.name)):
         if found := figures_of(cell):
             measured.setdefault(arm_of(cell), {})[seed_of(cell)] = found
     figures = {}

@@ -5,11 +5,14 @@
 10,000 pairs: the 1,000 photographs of imagenet1k-sample at 224 pixels, plain and in 10 views each. The command is run
 with an empty cache, and again for each further rung, whose passes are then in the cache. Writes
 results/fit_time_NAME.json; "map_seconds" is the fit's own share, without the encoding and the reading of the images.
+"cpu_seconds" are those of all threads, and "load" is the machine's: where others work beside, half of the first is
+what two free cores would take at least.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -59,16 +62,22 @@ def measured(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
     for name, options in RUNGS.items():
         out = folder / name
         words = command(args, options, out, args.cache or folder / "cache")
-        began = time.perf_counter()
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            words, env=os.environ | {"OMP_NUM_THREADS": str(args.threads)}, stderr=subprocess.PIPE, text=True
+            words,
+            env=os.environ | {"OMP_NUM_THREADS": str(args.threads)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        seconds = time.perf_counter() - began
+        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             sys.exit(done.stderr)
         facts = json.loads((out / "config.json").read_text())["steerable"]["record"]
         yield {
             "rung": name, "options": " ".join(options), "command_seconds": round(seconds, 1),
+            "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+            "load": round(os.getloadavg()[1], 1),
             "encoding_seconds": facts["seconds_encoding"],
             "map_seconds": round(facts["seconds"] - facts["seconds_encoding"], 1),
             "passes_new": facts["passes_new"], "pairs": facts["pairs"], "held_out_error": facts["held_out_error"],

@@ -11,7 +11,6 @@ Corruptions at severities 1, 3 and 5 of the known images, and three foreign sets
 import argparse
 from pathlib import Path
 
-import torch
 from ood import PAIR, STEERED, cells
 from record import figure, record
 from tta_imagenet import FITTED_VIEWS, MEMORY, Photographs, told
@@ -38,7 +37,6 @@ def main() -> None:
         memory=MEMORY, cache=args.cache, progress=told(),
     )  # fmt: skip
     model.head = None  # ImageNet's classes are not Caltech's
-    model.encoder._forward_raw = torch.compile(model.encoder._forward_raw)
 
     def images(name: str, split: str, limit: int):
         return photographs.images(f"transfer/{name}", split, limit)

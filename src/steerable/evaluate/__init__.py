@@ -1,9 +1,10 @@
 """Evaluations: what embeddings and steering are worth on a task."""
 
 from steerable.evaluate.corruptions import CORRUPTION_NAMES, CORRUPTIONS, corrupt
+from steerable.evaluate.encoding import Encodings
 from steerable.evaluate.ood import evaluate_ood
 from steerable.evaluate.probe_arms import evaluate_probes
-from steerable.evaluate.probing import C_GRID, ProbeResult, linear_head, probe
+from steerable.evaluate.probing import C_GRID, ProbeResult, linear_head, probe, strengths
 from steerable.evaluate.retrieval import evaluate_retrieval
 from steerable.evaluate.robustness import ALEXNET, evaluate_robustness
 from steerable.evaluate.steerability import evaluate_steerability
@@ -16,6 +17,7 @@ __all__ = [
     "CORRUPTIONS",
     "CORRUPTION_NAMES",
     "C_GRID",
+    "Encodings",
     "ProbeResult",
     "corrupt",
     "evaluate_ood",
@@ -30,4 +32,5 @@ __all__ = [
     "linear_head",
     "load_parts",
     "probe",
+    "strengths",
 ]
