@@ -13,7 +13,7 @@ from PIL import Image
 from steerable.data import ImageSet, Skipped, decode
 from steerable.data.decoding import Raw, decode_array
 from steerable.data.images import as_float
-from steerable.data.sources import Source
+from steerable.data.sources import Source, folder_of
 from steerable.embedding.rows import Entry, Pixels, batches, decode_entry, digest, open_rows, stacked
 from steerable.errors import ConfigError, DataError
 from steerable.model import SteerableEncoder
@@ -70,7 +70,8 @@ def index_images(
         ConfigError: the index holds images of another size.
     """
     side = size if size is not None else model.encoder.image_size
-    index = Index.open(uri, model=model, notes={"size": side, "model": place})
+    folder = {} if isinstance(source, ImageSet) else folder_of(source, root)
+    index = Index.open(uri, model=model, notes={"size": side, "model": place, **folder})
     stored = index.facts.get("size", side)
     if size is not None and stored != size:
         raise ConfigError(
