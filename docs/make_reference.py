@@ -39,6 +39,7 @@ MODULES = (
     "steerable.evaluate",
     "steerable.embedding",
     "steerable.export",
+    "steerable.app",
     "steerable.losses",
     "steerable.metrics",
     "steerable.testing",

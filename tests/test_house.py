@@ -173,6 +173,7 @@ def test_public_names_are_in_the_reference():
 @pytest.mark.parametrize(
     "name",
     [
+        "app",
         "transforms",
         "maps",
         "data",

@@ -19,7 +19,7 @@ from steerable.cli.parser import Parser
 from steerable.cli.session import session
 from steerable.errors import ConfigError, SteerableError, nearest
 
-COMMANDS = ("demo", "train", "fit", "audit", "eval", "embed", "index", "search", "export")
+COMMANDS = ("demo", "train", "fit", "audit", "eval", "embed", "index", "search", "serve", "export")
 GENERAL = {"-v": "--verbose", "--verbose": "--verbose", "--debug": "--debug"}
 
 

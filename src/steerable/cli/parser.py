@@ -1,8 +1,8 @@
 """Parsers from typed functions: annotations become options, docstrings become help.
 
-A parameter without a default is positional, ``*names`` takes one or more words, what follows it is an
-option, and a ``bool`` that is False by default is a switch. A parameter whose type is a dataclass opens
-into one option per field (``--optimizer.lr``) and ``--config FILE``, a YAML file with the same keys;
+A parameter before the ``*`` is positional, and may be left out where it has a default; ``*names`` takes one or more
+words, what follows it is an option, and a ``bool`` that is False by default is a switch. A parameter whose type is a
+dataclass opens into one option per field (``--optimizer.lr``) and ``--config FILE``, a YAML file with the same keys;
 options override the file. ``Annotated[str, "SRC"]`` names the placeholder that the help shows;
 ``Annotated[TrainConfig, {title: names}]`` sorts the fields into groups. A parameter called ``recipe`` is
 no option: it gets the last file given as --config. One called ``theta``, a dict, becomes an option for each coordinate
@@ -139,6 +139,7 @@ def _add_parameter(parser: Parser, parameter: inspect.Parameter, hint: Any, abou
     settings: dict[str, Any] = {"hint": plain, "help": about}
     if parameter.kind is not parameter.KEYWORD_ONLY:
         several = {"nargs": "+"} if parameter.kind is parameter.VAR_POSITIONAL else {}
+        several |= {} if default is parameter.empty else {"nargs": "?", "default": default}
         parser.put("arguments", name, type=plain, metavar=note or name.upper(), **several, **settings)
         return
     flag = f"--{name.replace('_', '-')}"

@@ -34,9 +34,8 @@ def usage(prog: str, actions: Iterable[argparse.Action]) -> str:
     options = []
     for action in actions:
         if not action.option_strings:
-            words.append(
-                f"{action.metavar} [{action.metavar} ...]" if action.nargs == "+" else str(action.metavar)
-            )
+            name = str(action.metavar)
+            words.append({"+": f"{name} [{name} ...]", "?": f"[{name}]"}.get(str(action.nargs), name))
         elif action.required:
             options.append(f"{action.option_strings[-1]} {action.metavar}")
         elif action.dest == "config":
@@ -87,7 +86,7 @@ def _described_one(hint: Any) -> str:
 
 def shown_default(value: Any) -> str:
     """What follows an option's help where the default says something."""
-    if value is None or value == {} or value == "":
+    if value is None or value in ({}, "", []):
         return ""
     if isinstance(value, dict):
         value = "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"

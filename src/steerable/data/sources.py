@@ -116,3 +116,9 @@ def _photos(split: str, size: int, limit: int | None, seed: int) -> ImageSet:
     if limit is not None and limit < len(chosen):
         chosen = chosen.subset(random_order(len(chosen), seed)[:limit].sort().values)
     return chosen
+
+
+def folder_of(source: Source, root: Source | None = None) -> dict[str, str]:
+    """{"images": the folder in which a source's pictures lie}, or {} where they lie in no folder of this machine."""
+    place = Path(root or parse_source(source)[0]).expanduser()
+    return {"images": str(place.resolve())} if place.is_dir() else {}

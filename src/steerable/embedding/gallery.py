@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 
 from steerable.data import ImageSet, Skipped, decode
-from steerable.data.decoding import Raw
+from steerable.data.decoding import Raw, decode_array
 from steerable.data.images import as_float
-from steerable.data.sources import Source
+from steerable.data.sources import Source, folder_of
 from steerable.embedding.rows import Entry, Pixels, batches, decode_entry, digest, open_rows, stacked
 from steerable.errors import ConfigError, DataError
 from steerable.model import SteerableEncoder
@@ -70,7 +70,8 @@ def index_images(
         ConfigError: the index holds images of another size.
     """
     side = size if size is not None else model.encoder.image_size
-    index = Index.open(uri, model=model, notes={"size": side, "model": place})
+    folder = {} if isinstance(source, ImageSet) else folder_of(source, root)
+    index = Index.open(uri, model=model, notes={"size": side, "model": place, **folder})
     stored = index.facts.get("size", side)
     if size is not None and stored != size:
         raise ConfigError(
@@ -149,7 +150,10 @@ def _fresh(
             skipped.append(Skipped(entry.columns["path"], str(result)))
             continue
         pixels, (width, height) = result
-        about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(pixels)}
+        # small encoders see too little to be looked at
+        small = isinstance(entry.raw, bytes) and size is not None and size < THUMBNAIL
+        picture = decode_array(entry.raw, size=THUMBNAIL) if small else pixels
+        about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(picture)}
         fresh.append((pixels, {**entry.columns, **about}))
     return fresh
 
