@@ -251,7 +251,7 @@ def test_it_fits_the_screen(browser, server: Running, width: int, scheme: str):
     page.set_default_timeout(WAIT)
     page.goto(server.url)
     settled(page)
-    page.locator(".samples button").nth(8).click()
+    page.locator(".samples button[title=flower]").first.click()
     page.wait_for_timeout(700)
     settled(page)
     move(page, "hue", 12)
