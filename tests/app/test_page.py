@@ -107,6 +107,9 @@ def test_neighbors_are_those_of_the_python_api(page, service: Service):
     page.wait_for_timeout(350)
     settled(page)
     assert ids(page, "#steered") == start
+    page.get_by_role("button", name="Reset").click()  # changes nothing, and must not leave figures out
+    page.wait_for_timeout(500)
+    settled(page)
 
 
 def test_upload_and_what_is_refused(page, service: Service, tmp_path: Path):
