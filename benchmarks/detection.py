@@ -32,7 +32,7 @@ SIZE, GRID = 128, 16  # pixels of a scene; places on each side
 SIDES = (32, 72)  # pixels of an object's box
 OBJECTS, DISTRACTORS = 3, 2  # at most
 CENTRAL = 0.3  # of a box, from its center to each side: places there are to find it
-WIDTH, STEPS, BATCH, RATE = 64, 600, 32, 2e-3
+WIDTH, STEPS, BATCH, RATE = 64, 300, 32, 2e-3
 KEPT, OVERLAP = 50, 0.5  # boxes of a scene, and the IoU beyond which the better one suppresses the other
 
 
@@ -279,8 +279,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--classes", type=int, default=0, help="the most frequent ones; 0: all objects are one class"
     )
-    parser.add_argument("--train", type=int, default=1500, help="training scenes")
-    parser.add_argument("--test", type=int, default=500, help="test scenes")
+    parser.add_argument("--train", type=int, default=1000, help="training scenes")
+    parser.add_argument("--test", type=int, default=400, help="test scenes")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the head's training")
     parser.add_argument("--heads", type=int, default=1, help="seeds of the head, averaged")
     parser.add_argument("--device", default="cpu")

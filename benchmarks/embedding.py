@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from record import figure, record
+from torch import nn
 
 from steerable.embedding import embed_images
-from steerable.encoders import load_encoder
+from steerable.encoders import Encoder
 from steerable.model import SteerableEncoder, steering_for
 from steerable.transforms import Chain
 
@@ -47,7 +48,8 @@ def write(folder: Path, n: int, shards: int) -> None:
 def model() -> SteerableEncoder:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    encoder = load_encoder("timm/resnet10t", pretrained=False, stem="cifar", width=4)
+    layers = [nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    encoder = Encoder(nn.Sequential(*layers))
     chain = Chain.preset("geometric")
     return SteerableEncoder(encoder, chain, steering_for(chain, encoder.dim, "identity")).eval()
 

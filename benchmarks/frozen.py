@@ -59,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--small", type=int, default=500, help="images of each transfer set to fit on, at most"
     )
+    parser.add_argument(
+        "--size", type=int, help="side in pixels, for a cheap look; by default the encoder's own"
+    )
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--measured", type=int, default=32, help="held-out images of each kind")
     parser.add_argument("--fine", action="store_true", help="also read finer statistics of the early stages")
@@ -85,7 +88,9 @@ class Frozen:
         STATISTICS.update(FINE if args.fine else {})
         statistics = "+".join([PLAIN, *(FINE if args.fine else ())])
         place = args.data.resolve() / "weights" / args.name
-        encoder = load_encoder(f"timm/local-dir:{place}", layers="all", statistics=statistics)
+        encoder = load_encoder(
+            f"timm/local-dir:{place}", layers="all", statistics=statistics, image_size=args.size
+        )
         self.encoder = encoder.eval().requires_grad_(False).to(self.device)
         self.encoder.network.to(memory_format=torch.channels_last)
         self.read, self.spaces = self._columns()
@@ -181,7 +186,7 @@ class Frozen:
         args = self.args
         if args.cache is None:
             return make()
-        settings = f"{args.photos}-{args.small}-{args.views}-{args.measured}-{args.fine}"
+        settings = f"{args.size}-{args.photos}-{args.small}-{args.views}-{args.measured}-{args.fine}"
         path = args.cache / "ladder" / args.name / settings / f"{tag.replace(' ', '-')}.safetensors"
         if not path.exists():
             raw = make().cpu().contiguous()

@@ -1,7 +1,7 @@
 """How far a frozen ImageNet encoder can be steered, rung by rung: maps, layers, adapters; error, ranks, price, probe.
 
     python benchmarks/ladder.py --name mobilenetv2_100 --data ../shared/data --cache CACHE
-    python benchmarks/ladder.py --name mobilenetv2_100 --data DATA --fine --views 12 --measured 96 --out OUT  # a GPU
+    python benchmarks/ladder.py --data DATA --fine --views 12 --measured 96 --directions 512 --memory 40  # on a GPU
 
 One encoder pass per view gives all layers; the rungs on the final embedding read its columns. With --cache a second
 run only fits and measures. With --fine there are tries for the crop at the end, which read finer statistics of the
@@ -43,6 +43,9 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--rungs", default="", help="only those whose name contains this")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB that one fit may take")
+    parser.add_argument(
+        "--directions", type=int, default=128, help="that maps read in the tries for the crop; 512 want a GPU"
+    )
     args = parser.parse_args()
     frozen = Frozen(args)
     frozen.encode()
@@ -134,20 +137,25 @@ class Ladder:
 
     def tries(self, space: str) -> "Iterator[Rung]":
         """For the ranks of crops: a wider reading, theta as the window that is shown, noise made even."""
+        few, most = min(256, self.args.directions), self.args.directions
         for window in (False, True):
             name = f"crop tries: {space}{', window' if window else ''}"
             with self.told(name):
-                made = self.adapter(space, "discriminant", window=window, width=1024, projection=256)
-                made = made.but(f"{name}, discriminant", space=f"{name} discriminant", projection=512)
+                made = self.adapter(
+                    space, "discriminant", window=window, width=max(512, 2 * most), projection=few
+                )
+                made = made.but(f"{name}, discriminant", space=f"{name} discriminant", projection=most)
                 yield made
                 yield made.but(f"{name}, discriminant, contrastive", refine="contrastive")
                 if not window:
-                    yield made.but(f"{name}, discriminant, pairwise", features=LARGEST, projection=192)
+                    yield made.but(f"{name}, discriminant, pairwise", features=LARGEST, projection=few)
                 even = made.but(f"{name}, balanced", space=f"{name} balanced", embed=balanced(made))
                 yield even
                 yield even.but(f"{name}, balanced, contrastive", refine="contrastive")
-                hidden = self.adapter(space, "hidden", window=window, width=1024, projection=256)
-                hidden = hidden.but(f"{name}, hidden", space=f"{name} hidden", projection=512)
+                hidden = self.adapter(
+                    space, "hidden", window=window, width=max(512, 2 * most), projection=few
+                )
+                hidden = hidden.but(f"{name}, hidden", space=f"{name} hidden", projection=most)
                 yield hidden.but(f"{name}, hidden, contrastive", refine="contrastive")
 
     def standard(self, space: str) -> tuple[Columns, Neck]:

@@ -140,22 +140,29 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = steering_rows(args.repeats)
+    path = write(rows, args)
     for n in args.rows:
         rows += tables(n, args.repeats, args.ann_from)
+        path = write(rows, args)
+    print(path.read_text())
+
+
+def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> Path:
+    done = sorted({row["rows"] for row in rows if "rows" in row})
     costs = {
         f"steering {row['coordinates']}, d = {row['d']}, {name}": row[f"steering ms, {name}"]
         for row in rows if row["table"] == "steering alone" and row["d"] == WIDTHS[-1] for name in ("median", "cpu")
     }  # fmt: skip
-    path = record(
+    return record(
         "search_cost",
         claim="steering adds at most 5 ms to a query at d <= 1280, whatever the size of the table",
-        command="python benchmarks/search_cost.py --rows " + " ".join(map(str, args.rows)),
+        command=f"python benchmarks/search_cost.py --threads {args.threads} --rows "
+        + " ".join(map(str, done)),
         rows=rows,
         figures={name: {"mean": cost, "spread": None, "unit": "ms"} for name, cost in costs.items()},
         device=cpu_name(),
         path=args.out,
     )
-    print(path.read_text())
 
 
 if __name__ == "__main__":

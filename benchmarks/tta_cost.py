@@ -16,6 +16,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,19 @@ def measure(width: int, n: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
     jobs: dict[str, Callable[[], Any]] = {"plain": lambda: model.head(model(images)).softmax(-1)}
     cells = [(name, v) for name, (_, _, counts) in ARMS.items() for v in counts]
+    folded = SteeredClassifier(model, thetas[AIMED], of="logits").eval()
+    visiting = SteeredClassifier(model, thetas[AIMED]).eval()
+
+    def classified(how: str, of: str, views: torch.Tensor) -> Any:
+        if (how, of) == ("mean", "logits"):
+            return folded(images)
+        visiting.how, visiting.of = how, of  # one snapshot of head and basis serves all merges and views
+        visiting.thetas, visiting.weights = views, torch.ones(len(views))
+        return visiting(images)
+
     for name, v in cells:
         how, of, _ = ARMS[name]
-        classifier = SteeredClassifier(model, thetas[v], how=how, of=of).eval()
-        jobs[f"{v} {name}"] = lambda classifier=classifier: classifier(images)
+        jobs[f"{v} {name}"] = partial(classified, how, of, thetas[v])
     jobs["plain again"] = jobs["plain"]  # the noise of the ratios below
     jobs["encoded"] = encoded
     least = rounds(jobs, n)
@@ -104,19 +114,18 @@ def measure(width: int, n: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             figures[f"d={width}: {v} views, {name}, over one plain pass"] = ratio(cost / plain)
             saved = ratio(row["re-encoding over this"])
             figures[f"d={width}: re-encoding {v} views over this, {name}"] = saved
-    return rows + parts(model, images, thetas[AIMED], n), figures
+    visiting.how, visiting.of, visiting.thetas = "mean", "probabilities", thetas[AIMED]
+    return rows + parts(visiting, images, n), figures
 
 
 def ratio(value: float) -> dict[str, Any]:
     return {"mean": value, "spread": None, "unit": ""}
 
 
-def parts(
-    model: SteerableEncoder, images: torch.Tensor, thetas: torch.Tensor, n: int
-) -> list[dict[str, Any]]:
-    """Where the time of 1,000 views goes, without the encoder."""
+def parts(classifier: SteeredClassifier, images: torch.Tensor, n: int) -> list[dict[str, Any]]:
+    """Where the time of the classifier's views goes, without the encoder."""
+    model, thetas = classifier.model, classifier.thetas
     e, weights = model(images), torch.ones(len(thetas))
-    classifier = SteeredClassifier(model, thetas).eval()
     basis, views = logit_basis(model.steering, model.head, e), design(model.steering, thetas)
     jobs = {
         "encoder": lambda: model(images),

@@ -66,12 +66,12 @@ def test_ap50_is_one_for_the_truth_and_falls_with_errors():
 
 
 def test_the_head_learns_scenes_whose_colors_tell():
-    made, held = scenes(120), scenes(30, seed=5)
+    made, held = scenes(80), scenes(20, seed=5)
     x = {
         name: torch.nn.functional.adaptive_avg_pool2d(part.images.float() / 255, detection.GRID)
         for name, part in (("train", made), ("test", held))
     }
-    head = detection.train_head(x["train"], made, 2, seed=0, steps=120)
+    head = detection.train_head(x["train"], made, 2, seed=0, steps=80)
     untrained = detection.train_head(x["train"], made, 2, seed=0, steps=1)
     found = [detection.ap50(list(detection.detect(model, x["test"])), held) for model in (head, untrained)]
     assert found[0] > 0.6

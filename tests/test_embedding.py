@@ -145,6 +145,8 @@ def test_odd_pictures_are_handled_and_broken_ones_named(model, zoo: Path, tmp_pa
     assert set(rows) - {"copy.jpg"} | {"plain.jpg"} == SOUND
     assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (40, 50)
     assert (rows["deep.png"]["width"], rows["deep.png"]["height"]) == (50, 40)
+    sides = {tuple(decode(hit["thumbnail"]).shape) for hit in rows.values()}
+    assert sides == {(3, 96, 96)}, "made from the file, not from the 32 pixels that are encoded"
     assert rows["cmyk.jpg"]["id"] == hashlib.sha256((zoo / "cmyk.jpg").read_bytes()).hexdigest()
 
 

@@ -123,3 +123,11 @@ def test_prediction_is_squared_error_in_scales_and_cross_entropy_over_levels():
     expected = (0.5**2 / 2 + wrong_level) / 2
     assert losses.prediction(predicted, theta, PARAMS).item() == pytest.approx(expected, rel=1e-4)
     assert losses.prediction(predicted.flip(0), theta, PARAMS) > 4
+
+
+def test_nt_xent_is_lightlys():
+    from lightly.loss import NTXentLoss
+
+    a, b = torch.randn(2, 10, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ours, theirs = losses.nt_xent(a, b, temperature=0.3), NTXentLoss(temperature=0.3)(a, b)
+    torch.testing.assert_close(ours, theirs)

@@ -1,13 +1,21 @@
 """Several processes are one: gradients, weights and what a run leaves."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from processes import Job
 from steerable.data import load_images
-from steerable.training import TrainConfig
+from steerable.errors import ConfigError
+from steerable.training import TrainConfig, train
+from steerable.training.checkpoint import load_checkpoint
 from steerable.training.feeding import deal
 from steerable.training.run import Run
 from test_training import tiny
@@ -43,8 +51,6 @@ def gradients(base: str) -> dict[str, torch.Tensor]:
 
 
 def all_gradients(folder: Path) -> None:
-    import os
-
     found = {base: gradients(base) for base in BASES}
     torch.save(found, folder / f"gradients-{os.environ.get('RANK', 0)}.pt")
 
@@ -74,3 +80,51 @@ def test_gradients_on_several_processes_equal_those_on_one(size, alone, tmp_path
 def test_a_batch_is_dealt_out_whole():
     rows = [deal(24, 2, part, 3, rank) for part in range(2) for rank in range(3)]
     assert [i for row in rows for i in range(24)[row]] == list(range(24))
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"batch_size is 16; expected a multiple of 1 processes times 3 parts"
+    ):
+        train(tiny(accumulate=3))
+
+
+COMMAND = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from test_training_faults import job
+from pathlib import Path
+job(Path(sys.argv[3]), *sys.argv[4:5], *map(int, sys.argv[5:7]), {"timeout": 10.0})
+"""
+
+
+def torchrun(*words: str, **options) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*launcher, *words], env=env, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_the_whole_job_when_a_process_hangs(tmp_path):
+    (tmp_path / "job.py").write_text(COMMAND)
+    folders = [str(Path(__file__).parent), str(Path(__file__).parent / "faults")]
+    job = torchrun(str(tmp_path / "job.py"), *folders, str(tmp_path), "hang", "1", "2")
+    _, said = job.communicate(timeout=300)
+    assert job.returncode != 0
+    assert "lost the others" in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_line_saves_and_exits_130(tmp_path):
+    config = tiny(epochs=200, checkpoint_every=10_000, validate_every=200)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.to_dict()))
+    words = ["-m", "steerable", "train", "--config", str(recipe), "--out", str(tmp_path / "run")]
+    job = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and job.poll() is None:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 130, said
+    assert "--resume goes on from there" in said
+    assert load_checkpoint(tmp_path / "run" / "checkpoints")[0]["step"] > 0

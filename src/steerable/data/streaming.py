@@ -175,7 +175,8 @@ class Stream:
             began = time.perf_counter()
             try:
                 batch: StreamedBatch = next(loader)
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: gone while it handed over a batch
+            except (RuntimeError, OSError, EOFError) as error:
+                # the last two: it was gone while it handed over a batch
                 if isinstance(error, RuntimeError) and "worker" not in str(error):
                     raise
                 raise DataError(

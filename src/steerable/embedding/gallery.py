@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from steerable.data import ImageSet, Skipped, decode
-from steerable.data.decoding import Raw
+from steerable.data.decoding import Raw, decode_array
 from steerable.data.images import as_float
 from steerable.data.sources import Source, folder_of
 from steerable.embedding.rows import Entry, Pixels, batches, decode_entry, digest, open_rows, stacked
@@ -150,7 +150,10 @@ def _fresh(
             skipped.append(Skipped(entry.columns["path"], str(result)))
             continue
         pixels, (width, height) = result
-        about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(pixels)}
+        # small encoders see too little to be looked at
+        small = isinstance(entry.raw, bytes) and size is not None and size < THUMBNAIL
+        picture = decode_array(entry.raw, size=THUMBNAIL) if small else pixels
+        about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(picture)}
         fresh.append((pixels, {**entry.columns, **about}))
     return fresh
 

@@ -141,7 +141,7 @@ class OrbitContrast:
 
 
 class MotionShare:
-    """Share of an embedding's deviation from the training mean that lies along the directions in which steering moves it.
+    """Share of an embedding's deviation from the training mean that lies along the directions of steering.
 
     With w the whitened deviation and J (d, p) the whitened motion per coordinate of theta at zero, each in units of
     ``features.scale_values``: 1 - |w - J q|^2 / |w|^2, with q the ridge estimate under a prior of unit variance. Known

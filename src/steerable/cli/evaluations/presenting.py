@@ -53,7 +53,7 @@ def present(
         from rich.console import Console
 
         # a file or a pipe has no width that a table would have to fit
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
         for sheet in sheets:
             console.print(_table(sheet))
         for note in notes:

@@ -1,6 +1,7 @@
 """``steerable eval tta``."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,14 +159,20 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw(figure: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Accuracy against cost: plain accuracy plus the paired gain, so that methods on fewer images share the axis."""
+    from matplotlib.ticker import LogFormatter
+
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for ax, (label, figures) in zip(axes, results.items(), strict=True):
         plain = figures["rows"][0]["accuracy"]
         for line, rows in _lines(figures["rows"]).items():
+            rows = sorted(rows, key=itemgetter("ratio"))
             xs, ys = [row["ratio"] for row in rows], [100 * (plain + row["gain"]) for row in rows]
-            ax.errorbar(xs, ys, [100 * row["gain_se"] for row in rows], marker="o", ms=4, lw=1, label=line)
+            sizes = [100 * row["gain_se"] for row in rows]
+            ax.errorbar(xs, ys, sizes, marker="o", ms=4, lw=1, alpha=0.8, label=line)
         ax.axhline(100 * plain, color="0.6", lw=0.8, zorder=0)
         ax.set(xscale="log", title=label, xlabel="cost, in plain passes")
+        ax.xaxis.set_major_formatter(LogFormatter())  # 1.2, and not 1.2 x 10^0
+        ax.xaxis.set_minor_formatter(LogFormatter())
     axes[0].set_ylabel("accuracy, %")
     axes[0].legend(fontsize=7, title="no views: the gray line", title_fontsize=7)
 
@@ -173,7 +180,8 @@ def _draw(figure: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["set"].isdecimal() and row["method"] != "plain":
+        true = row["method"] in ("re-encoded", "ttach")
+        if (row["set"].isdecimal() or true) and row["method"] != "plain":
             merge = f", {row['merge']}" if row["method"] == "steered" else ""
             lines.setdefault(row["method"] + merge, []).append(row)
     return lines
