@@ -60,7 +60,7 @@ class ShardSet:
 
     def sample(self, n: int) -> ImageSet:
         """The first n images of the shards, in memory: what is validated and fitted on beside the stream."""
-        reader = _Reader(self, seed=0, shuffle=0, batch=min(n, self.rows), rank=0, size=1, behind=0)
+        reader = _Reader(self, 0, min(n, self.rows))
         batch = next(iter(reader))
         names = tuple(f"{self.name}#{i}" for i in range(len(batch.images)))
         return ImageSet(batch.images, batch.labels, self.classes, names, name=self.name)
@@ -151,6 +151,17 @@ class Stream:
         self.steps_per_epoch = shards.rows // (batch * size)
         self.skipped: dict[str, Skipped] = {item.path: item for item in shards.skipped}
         self.stages = Stages()
+        self.reader = _Reader(shards, shuffle, batch, rank, size)
+        # workers outlive an epoch, since to start one costs seconds
+        ways = {
+            "prefetch_factor": PREFETCH,
+            "multiprocessing_context": "forkserver",
+            "persistent_workers": True,
+        }
+        self.loader = DataLoader(
+            self.reader, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            **(ways if workers else {}),  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
 
     def batches(self, seed: int, first: int) -> Iterator[StreamedBatch]:
         """An epoch's batches from the one numbered ``first`` on.
@@ -158,18 +169,8 @@ class Stream:
         Raises:
             DataError: no shard can be read any more, or a worker was killed.
         """
-        reader = _Reader(
-            self.shards,
-            seed=seed,
-            shuffle=self.shuffle,
-            batch=self.batch,
-            rank=self.rank,
-            size=self.size,
-            behind=first,
-        )
-        gpu = torch.cuda.is_available()
-        ways = {"prefetch_factor": PREFETCH, "multiprocessing_context": "forkserver"} if self.workers else {}
-        loader = iter(DataLoader(reader, batch_size=None, num_workers=self.workers, pin_memory=gpu, **ways))
+        self.reader.start[:] = torch.tensor([seed, first])
+        loader = iter(self.loader)
         self.stages = Stages()
         for _ in range(first, self.steps_per_epoch):
             began = time.perf_counter()
@@ -202,21 +203,21 @@ class Stream:
 class _Reader(IterableDataset):
     """Runs in each worker: an endless shuffled stream of its share of the rows, in batches."""
 
-    def __init__(
-        self, shards: ShardSet, *, seed: int, shuffle: int, batch: int, rank: int, size: int, behind: int
-    ):
-        self.shards, self.seed, self.shuffle, self.batch = shards, seed, shuffle, batch
-        self.rank, self.size, self.behind = rank, size, behind
+    def __init__(self, shards: ShardSet, shuffle: int, batch: int, rank: int = 0, size: int = 1):
+        self.shards, self.shuffle, self.batch, self.rank, self.size = shards, shuffle, batch, rank, size
+        # an epoch's seed and the batches behind, in memory that workers share: they look when it begins
+        self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.skipped: list[Skipped] = []
 
     def __iter__(self) -> Iterator[StreamedBatch]:
+        self.seed, behind = self.start.tolist()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # batches come from the workers in turn, and the turn that comes next is that of the first one now
-        worker = (worker + self.behind) % workers
+        worker = (worker + behind) % workers
         share = self.rank * workers + worker
         rows = self._shuffled(self._rows(share, self.size * workers), share)
-        for _ in range((self.behind + workers - 1 - worker) // workers * self.batch):
+        for _ in range((behind + workers - 1 - worker) // workers * self.batch):
             next(rows)
         while True:
             began = time.perf_counter()
