@@ -33,12 +33,12 @@ def balanced(rung: "Rung") -> nn.Module:
     And one constant beside, ten times as long as the rest: a cosine then ranks as the distance does.
     """
     steer, _ = rung.fit()
-    noise, signal, rows = 0.0, 0.0, 0
+    noise, signal, rows = torch.zeros(()), torch.zeros(()), 0
     for source, theta, target, _ in rung.ladder.frozen.pairs(rung.embed):
         with torch.no_grad():
             steered = steer(source, theta)
-        noise = noise + (target - steered).square().sum(0)
-        signal = signal + (steered - source).square().sum(0)
+        noise = noise.to(target) + (target - steered).square().sum(0)
+        signal = signal.to(target) + (steered - source).square().sum(0)
         rows += len(source)
     ratio = signal / noise
     scale = (ratio / (1 + ratio)).sqrt() / (noise / rows).sqrt()

@@ -64,7 +64,7 @@ def measured(frozen: Frozen, images: int, views: int) -> Iterator[dict[str, Any]
             steering = fit(refine)
             seconds = round(time.perf_counter() - began, 1)
             for kind in frozen.tests:
-                row = {"rung": rung + (", contrastive" if refine else ""), "images": kind}
+                row: dict[str, Any] = {"rung": rung + (", contrastive" if refine else ""), "images": kind}
                 row |= {
                     "pairs": images * views,
                     "fitted images": images,

@@ -300,8 +300,13 @@ def main() -> None:
         for _ in photographs.pairs():
             pass
         return
-    rows = [row for space in photographs.spaces() for row in bench.rows(space)]
-    found = table(rows)
+    rows: list[dict[str, Any]] = []
+    for space in photographs.spaces():
+        rows += bench.rows(space)
+        write(table(rows), args)
+
+
+def write(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
     record(
         "tta_imagenet",
         claim=f"steered test-time augmentation of a frozen MobileNetV2 with its own classifier at {SIDE} pixels: "

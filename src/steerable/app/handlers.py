@@ -5,6 +5,7 @@ import binascii
 import functools
 import logging
 import math
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -112,7 +113,8 @@ class Handlers:
                 "k": _whole(k),
             }
         )
-        link = fragment("link", query, chosen.id is not None)
+        # never twice the same: the script waits for a change, also where a move led to what was there before
+        link = fragment("link", query, chosen.id is not None, time.monotonic_ns())
         return [gr.skip(), pictures, tiles(found.seconds, None), neighbors("steering", found.hits), link]
 
     @_told(6)

@@ -8,6 +8,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -120,7 +121,7 @@ def _lifted(empty: SteeringMap, inner: SteeringMap, frame: Float[Tensor, "d r"])
         steering.left[..., : inner.rank] = frame @ inner.left
         steering.right[..., : inner.rank] = frame @ inner.right
     elif isinstance(steering, RotationMap) and isinstance(inner, RotationMap):
-        within = frame @ inner.frame.weight
+        within = frame @ cast(Tensor, inner.frame.weight)
         beside = torch.linalg.qr(frame.double(), mode="complete").Q[:, _INNER:].to(frame)
         m, k = _INNER // 2, steering.dim // 2 - _INNER // 2
         columns = [within[:, :m], beside[:, :k], within[:, m:], beside[:, k:]]

@@ -133,7 +133,7 @@ class Spread:
 
 
 def _leading(matrix: Float[Tensor, "c c"], n: int) -> tuple[Float[Tensor, " n"], Float[Tensor, "c n"]]:
-    """The n largest eigenvalues, and eigenvectors; few of many by subspace iteration, a tenth of the time of all.
+    """The n largest eigenvalues, and eigenvectors; few of many by subspace iteration.
 
     Ritz vectors are orthonormal and their values are the exact variances along them; what is approximate is that
     no other n directions have more (Halko, Martinsson and Tropp 2011).
