@@ -27,6 +27,7 @@ from steerable.data.locations import find_files
 from steerable.errors import DataError
 
 log = logging.getLogger("steerable")
+Row = tuple[str, dict[str, Any]]  # its name, its cells
 CHUNK = 64  # rows that are read at a time
 PREFETCH = 4  # batches that lie ready for each worker
 MANY = 8  # shards for each share that make shares about equal
@@ -60,8 +61,7 @@ class ShardSet:
 
     def sample(self, n: int) -> ImageSet:
         """The first n images of the shards, in memory: what is validated and fitted on beside the stream."""
-        reader = _Reader(self, 0, min(n, self.rows))
-        batch = next(iter(reader))
+        batch = next(iter(_Reader(self, 0, min(n, self.rows))))
         names = tuple(f"{self.name}#{i}" for i in range(len(batch.images)))
         return ImageSet(batch.images, batch.labels, self.classes, names, name=self.name)
 
@@ -123,8 +123,7 @@ class Stages:
 
     def line(self, workers: int) -> str:
         """Images per second that each stage could do by itself, for the log."""
-        spent = time.perf_counter() - self.began
-        hands = max(1, workers)
+        spent, hands = time.perf_counter() - self.began, max(1, workers)
         speeds = {
             f"reading ({hands} workers)": self.reading / hands,
             f"decoding ({hands} workers)": self.decoding / hands,
@@ -227,7 +226,7 @@ class _Reader(IterableDataset):
             skipped, self.skipped = self.skipped, []
             yield StreamedBatch(images, labels, skipped, read - began, time.perf_counter() - read)
 
-    def _rows(self, share: int, shares: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _rows(self, share: int, shares: int) -> Iterator[Row]:
         """Name and content of one share's rows, pass after pass, since shares are not of one length."""
         # few shards are read by several shares, which take turns in the rows: then shares are about equal
         n = len(self.shards.paths)
@@ -245,10 +244,8 @@ class _Reader(IterableDataset):
                         found += 1
                         yield f"{path}#{i}", row
             if not found:
-                names = ", ".join(str(item.path) for item in self.skipped[:3])
-                raise DataError(
-                    f"no shard of {self.shards.name} can be read ({names}); expected one: check the files"
-                )
+                what = f"no shard of {self.shards.name} can be read {self.skipped[-1:]}"
+                raise DataError(f"{what}; expected one: check the files")
 
     def _shard(self, path: Path) -> Iterator[dict[str, Any]]:
         columns = [self.shards.column, *([self.shards.label] if self.shards.label else [])]
@@ -262,9 +259,7 @@ class _Reader(IterableDataset):
         except Exception as error:  # a shard that has gone or is damaged, from here on
             self.skipped.append(_skip(path, error))
 
-    def _shuffled(
-        self, rows: Iterator[tuple[str, dict[str, Any]]], share: int
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _shuffled(self, rows: Iterator[Row], share: int) -> Iterator[Row]:
         if not self.shuffle:
             yield from rows
         draw, pool = random.Random(f"{self.seed} {share}"), []
@@ -276,7 +271,7 @@ class _Reader(IterableDataset):
             pool[at], row = row, pool[at]
             yield row
 
-    def _decode(self, drawn: list[tuple[str, dict[str, Any]]]) -> tuple[Tensor, Tensor]:
+    def _decode(self, drawn: list[Row]) -> tuple[Tensor, Tensor]:
         """In place of what cannot be decoded the one before it comes twice: then no later batch moves."""
         images: list[np.ndarray] = []
         labels: list[int] = []
