@@ -32,11 +32,14 @@ from steerable.data import photos
 from steerable.embedding import index_images
 
 MOST_CLIENTS, LONGEST = 100, 120
-WATCH = """() => { window.took = []; let began = 0;
+# Gradio touches the panel while it waits, too: what counts is another list of neighbors
+WATCH = """() => { window.took = []; let began = 0; let was = '';
+  const list = () => document.querySelector('#steered .hits').innerText;
   const slider = document.querySelector('#theta-hue input[type=range]');
-  slider.addEventListener('input', () => { began = performance.now(); }, true);
-  new MutationObserver(() => { if (began) { window.took.push(performance.now() - began); began = 0; } })
-    .observe(document.querySelector('#steered'), { childList: true, subtree: true, characterData: true }); }"""
+  slider.addEventListener('input', () => { began = performance.now(); was = list(); }, true);
+  new MutationObserver(() => {
+    if (began && list() !== was) { window.took.push(performance.now() - began); began = 0; }
+  }).observe(document.querySelector('#steered'), { childList: true, subtree: true, characterData: true }); }"""
 
 
 def requests_of(model: SteerableEncoder) -> list[tuple[str, bytes]]:
