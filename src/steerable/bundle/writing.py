@@ -157,7 +157,8 @@ def _timm_config(encoder: Encoder) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CONFIG
         try:
-            save_config_for_hf(encoder.network, path, model_args=args)
+            # a Path, which older releases of timm want, though newer ones declare a string
+            save_config_for_hf(encoder.network, path, model_args=args)  # pyright: ignore[reportArgumentType]
         except (TypeError, ValueError) as error:
             raise BundleError(
                 f"timm cannot describe {encoder.name} ({error}); expected model_args that JSON can hold: "

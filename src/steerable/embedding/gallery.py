@@ -152,7 +152,7 @@ def _fresh(
         pixels, (width, height) = result
         # small encoders see too little to be looked at
         small = isinstance(entry.raw, bytes) and size is not None and size < THUMBNAIL
-        picture = decode_array(entry.raw, size=THUMBNAIL) if small else pixels
+        picture = decode_array(entry.raw, size=THUMBNAIL) if small else pixels  # pyright: ignore[reportArgumentType]
         about = {"id": name, "width": width, "height": height, "thumbnail": thumbnail(picture)}
         fresh.append((pixels, {**entry.columns, **about}))
     return fresh

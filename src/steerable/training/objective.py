@@ -138,6 +138,8 @@ class HyperMatrix(nn.Module):
     library's maps, M(0) = I, and so is none of them and is never saved.
     """
 
+    scales: Tensor
+
     def __init__(self, dim: int, params: Sequence[Param]):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(len(params), dim, dim) / dim**0.5)
@@ -193,7 +195,7 @@ class Objective:
     ):
         self.config = config
         self.base = _base_loss(config.base, config)
-        self.vicreg = _base_loss("vicreg", config) if "vicreg" in config.equivariance_weights else None
+        self.vicreg: Any = _base_loss("vicreg", config) if "vicreg" in config.equivariance_weights else None
         self.params = {"chain": params, "base": base_params}
 
     def __call__(self, views: Views, goal: Int[Tensor, " b"] | Float[Tensor, "b d"]) -> dict[str, Tensor]:
@@ -229,15 +231,15 @@ class Objective:
         return {"loss": total, **terms}
 
     def _equivariance(self, views: Views) -> dict[str, Tensor]:
-        if views.orbits is None:
+        if (orbits := views.orbits) is None:
             return {}
-        steered, temperature = views.orbits[:, 0], self.config.temperature
+        steered, temperature = orbits[:, 0], self.config.temperature
         forms: dict[str, Callable[[], Tensor]] = {
             "squared": lambda: losses.squared(views.source, views.target, steered),
             "relative": lambda: losses.relative(views.source, views.target, steered),
-            "contrastive": lambda: losses.contrastive(views.target, views.orbits, temperature=temperature),
+            "contrastive": lambda: losses.contrastive(views.target, orbits, temperature=temperature),
             "instance": lambda: losses.instance(views.target, steered, temperature=temperature),
-            "vicreg": lambda: self.vicreg(*views.expanded),
+            "vicreg": lambda: self.vicreg(*(views.expanded or ())),
         }
         return {name: forms[name]() for name in self.config.equivariance_weights}
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from steerable.data import ImageSet
 from steerable.encoders import classifier_of
 from steerable.maps.features import trusted
+from steerable.maps import SteeringMap
 from steerable.model import SteerableEncoder, steering_for
 from steerable.training.checkpoint import save_checkpoint
 from steerable.training.config import TrainConfig
@@ -206,9 +207,8 @@ class Run:
         """The present (averaged) weights as a SteerableEncoder on the CPU."""
         learner, config = copy.deepcopy(self.averaged).cpu().eval(), self.config
         steering = learner.steering
-        if (
-            not config.steers_embedding
-        ):  # a fresh map is the identity; `refit` makes it a ridge map where there is to be one
+        if not config.steers_embedding or not isinstance(steering, SteeringMap):
+            # a fresh map is the identity; `refit` makes it a ridge map where there is to be one
             family = "identity" if config.steering == "none" else "basis"
             steering = steering_for(self.chain, learner.encoder.dim, family, config.features)
         head, classes = learner.head(), self.train_set.classes

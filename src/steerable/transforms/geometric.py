@@ -43,8 +43,10 @@ class Rotate(Geometric):
                 f"step is {step!r}; expected degrees within the range {self.degrees}: e.g. (0, 270) with step=90"
             )
         self.step = step
-        grain = {"step": 1.0} if step is None else {"step": float(step), "stepped": True}
-        self.params = (Param("rotate", "degree", *self.degrees, period=360.0, **grain),)
+        grain = 1.0 if step is None else float(step)
+        self.params = (
+            Param("rotate", "degree", *self.degrees, period=360.0, step=grain, stepped=step is not None),
+        )
 
     def matrix(self, theta: Float[Tensor, "b 1"], ratio: float = 1.0) -> Float[Tensor, "b 3 3"]:
         angle = torch.deg2rad(theta[:, 0])
