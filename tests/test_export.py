@@ -73,7 +73,7 @@ def test_what_lies_beside_says_what_the_inputs_mean(model: SteerableEncoder, fol
     about = json.loads((folder / "steerable.json").read_text())
     assert [param["name"] for param in about["params"]] == [param.name for param in model.params]
     assert about["params"][0] == {
-        "name": "zoom", "unit": "octave", "low": 0.0, "high": 1.8, "period": None, "step": 0.01,
+        "name": "zoom", "unit": "octave", "low": 0.0, "high": 1.8, "period": None, "step": 0.01, "stepped": False,
     }  # fmt: skip
     assert (about["dim"], about["classes"]) == (model.dim, ["cat", "dög", ""])
     assert about["fingerprint"] == model.fingerprint()

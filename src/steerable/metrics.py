@@ -45,17 +45,21 @@ def column_r2(target: Float[Tensor, "n p"], predicted: Float[Tensor, "n p"]) -> 
     return [1 - _ratio(r, t) for r, t in zip(residual, total, strict=True)]
 
 
+TIED = 1e-6
+
+
 def view_ranks(
     steered: Float[Tensor, "n d"], views: Float[Tensor, "n v d"], true: Int[Tensor, " n"]
 ) -> Int[Tensor, " n"]:
     """Rank (1 is best) of the true view of each image among v views of the same image, by cosine.
 
-    A tie counts against us at its middle place, so that a collapsed encoder scores as chance does.
+    A tie counts against us at its middle place, so that a collapsed encoder scores as chance does. Cosines within 1e-6
+    of each other are tied: float32 does not tell them apart, and its rounding differs between processors.
     """
     similarity = torch.einsum("nd,nvd->nv", F.normalize(steered, dim=-1), F.normalize(views, dim=-1))
     own = similarity.gather(1, true[:, None])
-    ahead = (similarity > own).sum(1)
-    tied = (similarity == own).sum(1) - 1
+    ahead = (similarity > own + TIED).sum(1)
+    tied = ((similarity - own).abs() <= TIED).sum(1) - 1
     return 1 + ahead + tied // 2
 
 

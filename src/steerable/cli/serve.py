@@ -38,7 +38,7 @@ def serve(
     Examples:
         steerable serve
         steerable serve my-bundle gallery.db
-        STEERABLE_TOKEN=... steerable serve my-bundle gallery.db --host 0.0.0.0
+        steerable serve my-bundle gallery.db --host 0.0.0.0 --token a-long-secret
     """
     from steerable.app.server import checked_token, create_app, is_loopback, need_app, run_server
 

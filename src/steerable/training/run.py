@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from steerable.data import ImageSet
 from steerable.encoders import classifier_of
-from steerable.maps.features import trusted
 from steerable.maps import SteeringMap
+from steerable.maps.features import trusted
 from steerable.model import SteerableEncoder, steering_for
 from steerable.training.checkpoint import save_checkpoint
 from steerable.training.config import TrainConfig
