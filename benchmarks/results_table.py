@@ -21,11 +21,81 @@ EXCERPT: dict[str, tuple[str, dict[str, str]]] = {
         {
             "relative error, control with a ridge map": "relative error, control",
             "relative error, steerable": "relative error, steerable",
-            "MRR among 50 views, steerable": "mrr, steerable",
             "1,000 views steered, times faster than encoded": "1,000 views steered, times faster than encoded",
+            "in all": "whole demo",
         },
     ),
-}
+    "table_small_cifar10_supervised": (
+        "CIFAR-10, small encoders, supervised: steerable over the better of two controls, paired",
+        {
+            "relative error": "relative error, steerable: gain",
+            "transfer, linear probe, mean of 8 sets": "transfer, linear, steerable: gain",
+            "accuracy on corrupted images": "corrupted accuracy, steerable: gain",
+        },
+    ),
+    "table_small_cifar10_simclr": (
+        "The same on SimCLR, transfer: steerable and its neighbors over the better control",
+        {
+            arm: f"transfer, linear, {name}: gain"
+            for arm, name in {
+                "steerable": "steerable", "EquiMod": "equimod", "AugSelf": "augself", "E-SSL": "essl", "SIE": "sie",
+            }.items()
+        },
+    ),
+    "ladder_mobilenetv2_100": (
+        "A frozen MobileNetV2, maps fitted afterwards: best ranks among 50 views of one photograph",
+        {"MRR, color": "best mrr, color, photographs", "MRR, crop": "best mrr, crop, photographs"},
+    ),
+    "tta_cost": (
+        "Encoding and 1,000 steered views with merged probabilities, over one plain pass of a ResNet-50",
+        {f"d = {d}": f"d={d}: 1000 views, probabilities, by parts" for d in (384, 768, 2048)}
+        | {"times cheaper than encoding them, d = 768": "d=768: re-encoding 1000 views over this, probabilities"},
+    ),
+    "tta": (
+        "What views gain, CIFAR-10",
+        {
+            "clean: true augmentation, 8 views": "gain, clean: re-encoded 8 x 0.25",
+            "clean: steered, weighted": "gain, clean: weighted few",
+            "corrupted: true augmentation, 8 views": "gain, corrupted, all: re-encoded 8 x 0.25",
+            "corrupted: steered, weighted": "gain, corrupted, all: weighted few",
+        },
+    ),
+    "ood": (
+        "Corrupted images told from clean ones, AUROC, CIFAR-10",
+        {
+            "MSP": "corruptions, MSP",
+            "Mahalanobis": "corruptions, best single pass (mahalanobis)",
+            "steered": "corruptions, steered contrast + share",
+            "steered, a control encoder": "control encoder: corruptions, steered contrast + share",
+            "over its best single pass": "control encoder: gain of steered contrast + share over knn, paired",
+        },
+    ),
+    "retrieval": (
+        "Transformed images hidden in a gallery of 10,000, all coordinates moved, Hit@1",
+        {
+            way: f"Hit@1, all together: {name}"
+            for way, name in {
+                "unsteered": "unsteered", "steered": "steered", "encoded anew": "reencoded",
+            }.items()
+        },
+    ),
+    "serve_load": (
+        "`steerable serve`, 10,000 images, 50 clients, on the server's own 2 cores",
+        {
+            "search, p99": "/api/search, p99",
+            "steer, p99": "/api/steer, p99",
+            "errors": "errors",
+            "slider to neighbors, median": "slider to neighbors, median",
+        },
+    ),
+    "transforms": (
+        "Transforms on one CPU thread, 64 images of 224 px",
+        {
+            "times as fast as kornia": "times as fast as kornia, 64 images of 224 px",
+            "times as fast as torchvision": "times as fast as torchvision, 64 images of 224 px",
+        },
+    ),
+}  # fmt: skip
 EMPTY = "Nothing has been measured yet."
 
 
