@@ -177,19 +177,18 @@ def table(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Iterator
 
 def gains(measured: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str, name: str) -> list[float]:
     """Differences to the better control (by its mean over the seeds that both have) at the same seeds."""
-    best: list[float] = []
+    found = []
     for control in (control for control in CONTROLS if control in measured):
         other = measured[control]
-        pairs = [
-            (figures[name], other[seed][name])
-            for seed, figures in measured[arm].items()
-            if name in figures and name in other.get(seed, {})
-        ]
-        found = [ours - theirs for ours, theirs in pairs]
-        worse = mean(found) < mean(best) if found and best else bool(found)
-        if worse if name not in LOWER else found and (not best or mean(found) > mean(best)):
-            best = found
-    return best
+        found.append(
+            [
+                figures[name] - other[seed][name]
+                for seed, figures in measured[arm].items()
+                if name in figures and name in other.get(seed, {})
+            ]
+        )
+    better = max if name in LOWER else min  # over the better control an arm gains least
+    return better(filter(None, found), key=mean, default=[])
 
 
 def write_table(folder: Path, args: argparse.Namespace) -> None:

@@ -43,11 +43,9 @@ class Transform(ABC):
         draw = uniform(n, len(self.params), generator)
         columns = []
         for param, u in zip(self.params, draw.T, strict=True):
-            span = param.high - param.low if param.levels is None else param.step * param.levels
-            value = span * u
-            columns.append(
-                param.low + (value if param.levels is None else (value / param.step).floor() * param.step)
-            )
+            levels = param.levels
+            value = (param.high - param.low) * u if levels is None else (levels * u).floor() * param.step
+            columns.append(param.low + value)
         return torch.stack(columns, dim=1)
 
     def apply(self, images: Tensor, theta: Tensor) -> Tensor:
