@@ -53,18 +53,15 @@ class Blur(Filter):
         if images.device.type != "cpu":  # to choose some would be to wait for the device
             return torch.where(on[:, None, None, None], _blur(images, sigma), images)
         rows = on.nonzero().flatten()
-        return images.index_copy(0, rows, _blur(images[rows], sigma[rows])) if len(rows) else images
+        if not len(rows):
+            return images
+        # a warped image is transposed in memory: to products that is all one, to the copies after them it is not
+        return images.contiguous().index_copy(0, rows, _blur(images[rows], sigma[rows]))
 
 
 def _blur(images: Float[Tensor, "b 3 h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
     rows, columns = (_gaussian(sigma, n) for n in images.shape[-2:])
-    return _mix_pixels(_mix_pixels(images.mT, rows).mT, columns)  # a warped image is transposed in memory
-
-
-def _mix_pixels(images: Float[Tensor, "b 3 m n"], weights: Float[Tensor, "b n n"]) -> Float[Tensor, "b 3 m n"]:
-    """Each pixel becomes a mix of those in its line: one product per image, since one per channel copies weights."""
-    b, _, m, n = images.shape
-    return torch.bmm(images.reshape(b, 3 * m, n), weights.mT).view(b, 3, m, n)
+    return rows[:, None] @ images @ columns.mT[:, None]
 
 
 def _gaussian(sigma: Float[Tensor, " b"], n: int) -> Float[Tensor, "b n n"]:
