@@ -1,8 +1,7 @@
 """Parquet shards that need not fit into memory: shuffled, dealt out, resumable, decoded by workers.
 
-Hugging Face ``datasets`` streams each shard. What a batch holds depends on seed, epoch, and the numbers of processes
-and workers only: a run that goes on in the middle of an epoch passes over the rows behind it without decoding them, and
-gets the batches that it would have had.
+What a batch holds depends on seed, epoch, and the numbers of processes and workers only: a run that goes on in the
+middle of an epoch passes over the rows behind it without decoding them, and gets the batches that it would have had.
 """
 
 import logging
@@ -15,19 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Features, Image, load_dataset
+from datasets import ClassLabel, Features
 from pyarrow import parquet
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from steerable.data.columns import find_image_column
+from steerable.data.columns import find_image_column, image_files
 from steerable.data.decoding import decode_array
 from steerable.data.images import ImageSet, Skipped
 from steerable.data.locations import find_files
 from steerable.errors import DataError
 
 log = logging.getLogger("steerable")
-Row = tuple[str, dict[str, Any]]  # its name, its cells
+Row = tuple[bytes | str, int]  # an image's file, or its path, and its label
 CHUNK = 64  # rows that are read at a time
 PREFETCH = 4  # batches that lie ready for each worker
 MANY = 8  # shards for each share that make shares about equal
@@ -226,7 +225,7 @@ class _Reader(IterableDataset):
             skipped, self.skipped = self.skipped, []
             yield StreamedBatch(images, labels, skipped, read - began, time.perf_counter() - read)
 
-    def _rows(self, share: int, shares: int) -> Iterator[Row]:
+    def _rows(self, share: int, shares: int) -> Iterator[tuple[str, Row]]:
         """Name and content of one share's rows, pass after pass, since shares are not of one length."""
         # few shards are read by several shares, which take turns in the rows: then shares are about equal
         n = len(self.shards.paths)
@@ -247,19 +246,18 @@ class _Reader(IterableDataset):
                 what = f"no shard of {self.shards.name} can be read {self.skipped[-1:]}"
                 raise DataError(f"{what}; expected one: check the files")
 
-    def _shard(self, path: Path) -> Iterator[dict[str, Any]]:
-        columns = [self.shards.column, *([self.shards.label] if self.shards.label else [])]
+    def _shard(self, path: Path) -> Iterator[Row]:
+        column, label = self.shards.column, self.shards.label
+        names = [column] if label is None else [column, label]
         try:
-            files = {"train": [str(path)]}
-            rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
-            rows = rows.cast_column(self.shards.column, Image(decode=False))
-            # by iter and not by itself: datasets would deal the one shard out to the workers once more
-            for part in rows.iter(CHUNK):
-                yield from (dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True))
+            with parquet.ParquetFile(path) as file:  # column by column: `datasets` builds each row by itself
+                for part in file.iter_batches(CHUNK, columns=names, use_threads=False):
+                    labels = [0] * len(part) if label is None else part.column(label).to_pylist()
+                    yield from zip(image_files(part.column(column)), labels, strict=True)
         except Exception as error:  # a shard that has gone or is damaged, from here on
             self.skipped.append(_skip(path, error))
 
-    def _shuffled(self, rows: Iterator[Row], share: int) -> Iterator[Row]:
+    def _shuffled(self, rows: Iterator[tuple[str, Row]], share: int) -> Iterator[tuple[str, Row]]:
         if not self.shuffle:
             yield from rows
         draw, pool = random.Random(f"{self.seed} {share}"), []
@@ -271,17 +269,14 @@ class _Reader(IterableDataset):
             pool[at], row = row, pool[at]
             yield row
 
-    def _decode(self, drawn: list[Row]) -> tuple[Tensor, Tensor]:
+    def _decode(self, drawn: list[tuple[str, Row]]) -> tuple[Tensor, Tensor]:
         """In place of what cannot be decoded the one before it comes twice: then no later batch moves."""
         images: list[np.ndarray] = []
         labels: list[int] = []
-        for name, row in drawn:
-            cell = row[self.shards.column] or {}
+        for name, (file, label) in drawn:
             try:
-                images.append(
-                    decode_array(cell.get("bytes") or cell.get("path") or b"", size=self.shards.size)
-                )
-                labels.append(row[self.shards.label] if self.shards.label else 0)
+                images.append(decode_array(file, size=self.shards.size))
+                labels.append(label)
             except DataError as error:
                 self.skipped.append(Skipped(name, str(error)))
                 if images:
