@@ -4,10 +4,12 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
+from pyarrow import parquet
 
 from steerable.data.streaming import Stream, open_shards
 from steerable.errors import ConfigError, DataError
@@ -105,6 +107,31 @@ def test_an_image_that_cannot_be_decoded_is_named_and_moves_no_other(tmp_path):
     found = stream_of(tmp_path, shuffle=0)
     assert [len(batch) for batch in numbers(found)] == [4, 4]
     assert list(found.skipped) == [f"{tmp_path / 'train-0.parquet'}#2"]
+
+
+def test_a_worker_gives_no_more_than_the_epoch_takes(folder):
+    reader = stream_of(folder).reader
+    assert len(list(reader)) == 16
+    reader.start[:] = torch.tensor([0, 13])
+    assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize("form", ["file", "path", "both"])
+def test_images_come_from_any_column_that_can_hold_them(tmp_path, form):
+    picture = tmp_path / "picture.png"
+    Pillow.fromarray(np.full((16, 16, 3), 7, np.uint8)).save(picture)
+    content = picture.read_bytes()
+    cell = {"file": content, "path": {"bytes": None, "path": str(picture)}}.get(
+        form, {"bytes": content, "path": "elsewhere.png"}
+    )
+    parquet.write_table(pa.table({"image": [cell] * 8}), tmp_path / "train-0.parquet")
+    assert numbers(stream_of(tmp_path)) == [[7] * 4] * 2
+
+
+def test_shards_without_rows_are_refused(tmp_path):
+    parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match="no rows"):
+        open_shards(str(tmp_path), "train")
 
 
 def test_training_from_a_stream_resumes_in_the_middle_of_an_epoch(folder, tmp_path, caplog):

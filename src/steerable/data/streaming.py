@@ -89,10 +89,10 @@ def open_shards(name: str, split: str, *, root: Any = None, size: int | None = N
             good.append(path)
         except Exception as error:  # pyarrow's and the system's errors share no base class
             skipped.append(_skip(path, error))
-    if features is None:
-        raise DataError(
-            f"none of {len(skipped)} shards of {name} can be read ({skipped[0].reason}); expected one"
-        )
+    if features is None or not rows:
+        what = f"none of {len(files.by_split[split])} shards of {name}"
+        reason = skipped[0].reason if skipped else "they have no rows"
+        raise DataError(f"{what} can be read ({reason}); expected one: check the files")
     label = _label(features)
     kind = features[label] if label is not None else None
     classes = kind.names if isinstance(kind, ClassLabel) else map(str, range(max(labels, default=-1) + 1))
@@ -146,10 +146,10 @@ class Stream:
     ):
         self.shards, self.batch, self.shuffle, self.workers = shards, batch, shuffle, workers
         self.rank, self.size = rank, size
-        self.steps_per_epoch = shards.rows // (batch * size)
         self.skipped: dict[str, Skipped] = {item.path: item for item in shards.skipped}
         self.stages = Stages()
         self.reader = _Reader(shards, shuffle, batch, rank, size)
+        self.steps_per_epoch = self.reader.steps
         # workers outlive an epoch, since to start one costs seconds
         ways = {
             "prefetch_factor": PREFETCH,
@@ -199,10 +199,11 @@ class Stream:
 
 
 class _Reader(IterableDataset):
-    """Runs in each worker: an endless shuffled stream of its share of the rows, in batches."""
+    """Runs in each worker: its share of the rows, shuffled, in its share of the epoch's batches."""
 
     def __init__(self, shards: ShardSet, shuffle: int, batch: int, rank: int = 0, size: int = 1):
         self.shards, self.shuffle, self.batch, self.rank, self.size = shards, shuffle, batch, rank, size
+        self.steps = shards.rows // max(1, batch * size)
         # an epoch's seed and the batches behind, in memory that workers share: they look when it begins
         self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.skipped: list[Skipped] = []
@@ -215,9 +216,11 @@ class _Reader(IterableDataset):
         worker = (worker + behind) % workers
         share = self.rank * workers + worker
         rows = self._shuffled(self._rows(share, self.size * workers), share)
-        for _ in range((behind + workers - 1 - worker) // workers * self.batch):
+        behind = len(range(worker, behind, workers))
+        for _ in range(behind * self.batch):
             next(rows)
-        while True:
+        # no more than the epoch's: the next one would wait for what nobody takes
+        for _ in range(worker, self.steps, workers)[behind:]:
             began = time.perf_counter()
             drawn = [next(rows) for _ in range(self.batch)]
             read = time.perf_counter()
