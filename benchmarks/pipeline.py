@@ -189,31 +189,35 @@ def compare(side: int, images: int, batch: int, rounds: int) -> list[dict[str, A
 
 
 def terms_at_resnet50(rounds: int, side: int = 64, batch: int = 16) -> list[dict[str, Any]]:
-    """Seconds of a step with the low-rank map, the relative and the uniformity terms, and of the control's."""
+    """A step with the low-rank map and its terms beside the control's, turn by turn."""
     images = torch.randint(0, 256, (2 * batch, 3, side, side), dtype=torch.uint8)
     data = ImageSet(
         images, torch.arange(2 * batch) % 10, tuple("abcdefghij"), tuple(map(str, range(2 * batch)))
     )
+    arms: dict[str, dict[str, Any]] = {
+        "control": {"steering": "none"},
+        "relative, uniformity": {"steering": "low_rank"},
+        "relative, contrastive, uniformity": {
+            "steering": "low_rank",
+            "equivariance": {"relative": 0.15, "contrastive": 0.1},
+        },
+    }
     runs = {}
-    for arm in ("none", "low_rank"):
-        config = TrainConfig(
-            encoder=EncoderConfig("timm/resnet50", image_size=side),
-            steering=arm,  # pyright: ignore[reportArgumentType]
-            batch_size=batch,
-            epochs=1000,
-        )
+    for arm, settings in arms.items():
+        encoder = EncoderConfig("timm/resnet50", image_size=side)
+        config = TrainConfig(encoder=encoder, batch_size=batch, epochs=1000, **settings)
         runs[arm] = Run(config, data, data.subset(range(8)), None)
         runs[arm].learner.train()
     spent: dict[str, list[float]] = {arm: [] for arm in runs}
     for turn in range(rounds + 1):
-        for arm in sorted(runs, reverse=bool(turn % 2)):
+        for arm in list(runs)[:: -1 if turn % 2 else 1]:
             index = torch.randperm(2 * batch)[:batch]
             began = time.perf_counter()
             runs[arm].train_step(index)
             spent[arm] += [time.perf_counter() - began] if turn else []
     about = {"side": side, "what": "step", "rounds": rounds}
     return [
-        {**about, "arm": f"resnet50, map {arm}", "images_per_second": batch / median(values)}
+        {**about, "arm": f"resnet50, {arm}", "images_per_second": batch / median(values)}
         for arm, values in spent.items()
     ]
 
@@ -240,12 +244,16 @@ def main() -> None:
     if args.resnet50:
         more = terms_at_resnet50(2 * args.rounds)
         rows += more
-        share = 1 - more[1]["images_per_second"] / more[0]["images_per_second"]
-        figures["share of a ResNet-50 step for steering and uniformity, CPU"] = figure([share])
+        figures |= {
+            f"share of a ResNet-50 step for {row['arm'][10:]}, CPU": figure(
+                [1 - row["images_per_second"] / more[0]["images_per_second"]]
+            )
+            for row in more[1:]
+        }
     path = record(
         "pipeline",
         claim="decode to transformed batch at least twice as fast as lightly on 2 cores, at 32 and at 64 pixels",
-        command="python benchmarks/pipeline.py",
+        command="python benchmarks/pipeline.py" + " --resnet50" * args.resnet50,
         rows=rows,
         figures=figures,
     )
