@@ -37,7 +37,7 @@ class Clock:
     """Seconds by stage: a mark ends the stretch since the last one, and says what it was."""
 
     def __init__(self, run: Run):
-        self.seconds: dict[str, float] = {stage: 0.0 for stage in STAGES}
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.device = run.fabric.device
         steering, encoder = run.module.steering, run.module.encoder
         assert steering is not None
