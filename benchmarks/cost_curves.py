@@ -97,24 +97,30 @@ def step(run: Run, index: torch.Tensor) -> dict[str, float]:
     return clock.seconds
 
 
-def measure(varied: str, settings: dict[str, int], steps: int) -> dict[str, Any]:
-    """A row of the table: images per second, and the share of each stage."""
-    run = prepare(**settings)
-    batch, cuda = settings["batch"], run.fabric.device.type == "cuda"
-    index = torch.arange(batch)
-    whole, parts = [], []
-    for turn in range(steps + 2):
-        began = time.perf_counter()
-        run.train_step(index)
-        if cuda:
-            torch.cuda.synchronize()
-        whole.append(time.perf_counter() - began)
-        parts.append(step(run, index))
-        if turn == 1:  # both warmed up
-            whole, parts = [], []
-    seconds = {stage: median(part[stage] for part in parts) for stage in STAGES}
-    shares = {stage: value / sum(seconds.values()) for stage, value in seconds.items()}
-    return {"varied": varied, **settings, "images_per_second": batch / median(whole), **shares}
+def measure(varied: str, values: tuple[int, ...], steps: int) -> list[dict[str, Any]]:
+    """A curve's rows: images per second, and the share of each stage; the values take turns."""
+    runs = {value: prepare(**{**BASE, varied: value}) for value in values}
+    whole: dict[int, list[float]] = {value: [] for value in values}
+    parts: dict[int, list[dict[str, float]]] = {value: [] for value in values}
+    for turn in range(-2, steps):  # two warm up
+        for value, run in runs.items():
+            index = torch.arange(run.config.batch_size)
+            began = time.perf_counter()
+            run.train_step(index)
+            if run.fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            spent = time.perf_counter() - began
+            seconds = step(run, index)
+            if turn >= 0:
+                whole[value].append(spent)
+                parts[value].append(seconds)
+    rows = []
+    for value in values:
+        seconds = {stage: median(part[stage] for part in parts[value]) for stage in STAGES}
+        shares = {stage: spent / sum(seconds.values()) for stage, spent in seconds.items()}
+        speed = runs[value].config.batch_size / median(whole[value])
+        rows.append({"varied": varied, **BASE, varied: value, "images_per_second": speed, **shares})
+    return rows
 
 
 def main() -> None:
@@ -128,20 +134,21 @@ def main() -> None:
     if (args.device == "cuda") != cuda:
         parser.error(f"--device is {args.device}, and training takes {'the GPU' if cuda else 'the CPU'} here")
     curves = ON_GPU if cuda else CURVES
-    rows = [
-        measure(varied, {**BASE, varied: value}, args.steps)
-        for varied, values in curves.items()
-        for value in values
-    ]
-    usual = next(row for row in rows if row["varied"] == "batch" and row["batch"] == BASE["batch"])
-    shares = {f"share of a step: {stage}, 64 images of 32 pixels": figure([usual[stage]]) for stage in STAGES}
-    ends = [row["images_per_second"] for row in rows if row["varied"] == "transforms"]
+    rows = [row for varied, values in curves.items() for row in measure(varied, values, args.steps)]
+
+    def share(stage: str, varied: str, value: int) -> dict[str, Any]:
+        return figure([next(row[stage] for row in rows if row["varied"] == varied and row[varied] == value)])
+
+    figures = {f"share of a step: {stage}": share(stage, "width", BASE["width"]) for stage in STAGES}
+    for varied, stage in (("transforms", "transform"), ("width", "map")):
+        for value in (min(curves[varied]), max(curves[varied])):
+            figures[f"share of a step: {stage}, {varied} {value}"] = share(stage, varied, value)
     path = record(
         "cost_curves" if args.device == "cpu" else "cost_curves_gpu",
         claim="images per second against batch, width and number of transforms, and what each stage takes of a step",
         command="python benchmarks/cost_curves.py" + " --device cuda" * cuda,
         rows=rows,
-        figures=shares | {"images per second, 8 transforms over 1": figure([ends[-1] / ends[0]])},
+        figures=figures,
     )
     print(path.read_text())
 
