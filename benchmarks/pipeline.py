@@ -35,7 +35,8 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from steerable.data import ImageSet, load_images
-from steerable.data.streaming import Stream, open_shards
+from steerable.data.shards import open_shards
+from steerable.data.streaming import Stream
 from steerable.encoders import load_encoder
 from steerable.training import EncoderConfig, TrainConfig
 from steerable.training.feeding import InMemory, Streamed

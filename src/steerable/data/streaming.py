@@ -9,20 +9,17 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Features
-from pyarrow import parquet
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from steerable.data.columns import find_image_column, image_files
+from steerable.data.columns import image_files
 from steerable.data.decoding import decode_array
 from steerable.data.images import ImageSet, Skipped
-from steerable.data.locations import find_files
+from steerable.data.shards import ShardSet, not_read, opened
 from steerable.errors import DataError
 
 log = logging.getLogger("steerable")
@@ -42,72 +39,11 @@ class StreamedBatch(NamedTuple):
     decoding: float
 
 
-@dataclass(frozen=True)
-class ShardSet:
-    """The parquet files of one split. column, label: names of the image column and of the labels', if any.
-
-    rows: in all files whose footer can be read; the others are in ``skipped``.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    column: str
-    label: str | None
-    classes: tuple[str, ...]
-    rows: int
-    size: int | None
-    skipped: tuple[Skipped, ...] = ()
-
-    def sample(self, n: int) -> ImageSet:
-        """The first n images of the shards, in memory: what is validated and fitted on beside the stream."""
-        batch = next(iter(_Reader(self, 0, min(n, self.rows))))
-        names = tuple(f"{self.name}#{i}" for i in range(len(batch.images)))
-        return ImageSet(batch.images, batch.labels, self.classes, names, name=self.name)
-
-
-def open_shards(name: str, split: str, *, root: Any = None, size: int | None = None) -> ShardSet:
-    """The shards of a local source's split.
-
-    Raises:
-        DataError: the source is not parquet files here, or none of them can be read.
-    """
-    files = find_files(name, root)
-    if files is None or files.builder != "parquet":
-        raise DataError(
-            f"{name} is not parquet files on this machine; expected a folder with {split}-*.parquet, to stream from: "
-            "write such shards (datasets.Dataset.to_parquet), or leave data.stream out"
-        )
-    good, skipped, rows, features, labels = [], [], 0, None, []
-    for path in files.by_split[split]:
-        try:
-            with parquet.ParquetFile(path) as file:
-                features = features or Features.from_arrow_schema(file.schema_arrow)
-                label = _label(features)
-                if label is not None and not isinstance(features[label], ClassLabel):
-                    labels.append(int(np.max(file.read([label])[label].to_numpy())))
-                rows += file.metadata.num_rows
-            good.append(path)
-        except Exception as error:  # pyarrow's and the system's errors share no base class
-            skipped.append(_skip(path, error))
-    if features is None or not rows:
-        what = f"none of {len(files.by_split[split])} shards of {name}"
-        reason = skipped[0].reason if skipped else "they have no rows"
-        raise DataError(f"{what} can be read ({reason}); expected one: check the files")
-    label = _label(features)
-    kind = features[label] if label is not None else None
-    classes = kind.names if isinstance(kind, ClassLabel) else map(str, range(max(labels, default=-1) + 1))
-    column = find_image_column(features, name)
-    return ShardSet(name, tuple(good), column, label, tuple(classes), rows, size, tuple(skipped))
-
-
-def _label(features: Features) -> str | None:
-    found = [key for key, kind in features.items() if isinstance(kind, ClassLabel)]
-    plain = "label" in features and "int" in str(getattr(features["label"], "dtype", ""))
-    return "label" if plain or "label" in found else (found[0] if found else None)
-
-
-def _skip(path: Path, error: Exception) -> Skipped:
-    return Skipped(str(path), f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+def first_images(shards: ShardSet, n: int) -> ImageSet:
+    """The first n images of the shards, in memory: what is validated and fitted on beside a stream."""
+    batch = next(iter(_Reader(shards, 0, min(n, shards.rows))))
+    names = tuple(f"{shards.name}#{i}" for i in range(len(batch.images)))
+    return ImageSet(batch.images, batch.labels, shards.classes, names, name=shards.name)
 
 
 @dataclass
@@ -249,16 +185,16 @@ class _Reader(IterableDataset):
                 what = f"no shard of {self.shards.name} can be read {self.skipped[-1:]}"
                 raise DataError(f"{what}; expected one: check the files")
 
-    def _shard(self, path: Path) -> Iterator[Row]:
+    def _shard(self, path: str) -> Iterator[Row]:
         column, label = self.shards.column, self.shards.label
         names = [column] if label is None else [column, label]
         try:
-            with parquet.ParquetFile(path) as file:  # column by column: `datasets` builds each row by itself
+            with opened(path) as file:  # column by column: `datasets` builds each row by itself
                 for part in file.iter_batches(CHUNK, columns=names, use_threads=False):
                     labels = [0] * len(part) if label is None else part.column(label).to_pylist()
                     yield from zip(image_files(part.column(column)), labels, strict=True)
         except Exception as error:  # a shard that has gone or is damaged, from here on
-            self.skipped.append(_skip(path, error))
+            self.skipped.append(not_read(path, error))
 
     def _shuffled(self, rows: Iterator[tuple[str, Row]], share: int) -> Iterator[tuple[str, Row]]:
         if not self.shuffle:
