@@ -1,6 +1,5 @@
 """Bulk embedding: what the shards hold, what is left out, what a kill costs, and that Ray changes nothing."""
 
-import json
 import os
 import random
 import signal
@@ -13,8 +12,9 @@ import torch
 from PIL import Image
 
 from processes import Job
+from steerable.data.cache import alone_in
 from steerable.data.images import as_float
-from steerable.embedding import embed_images, shards
+from steerable.embedding import embed_images
 from steerable.encoders import load_encoder
 from steerable.errors import ConfigError
 from steerable.model import SteerableEncoder, steering_for
@@ -80,8 +80,7 @@ def test_another_job_in_the_folder_is_refused(model, folder, tmp_path):
     embed_images(model, folder, tmp_path, shard=16)
     with pytest.raises(ConfigError, match=r"shard is 8 .* holds a job with 16"):
         embed_images(model, folder, tmp_path, shard=8)
-    own = json.loads((tmp_path / "manifest.json").read_text())["job"]
-    with shards._open(tmp_path, own), pytest.raises(ConfigError, match="in use by another job"):
+    with alone_in(tmp_path, "job"), pytest.raises(ConfigError, match="in use by another job"):
         embed_images(model, folder, tmp_path, shard=16)
     with pytest.raises(ConfigError, match="engine 'spark'"):
         embed_images(model, folder, tmp_path, engine="spark")
@@ -97,7 +96,7 @@ def job(source: Path, out: Path, writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         honest(a, b)
 
-    shards.os.replace = replace
+    os.replace = replace
     embed_images(small_model(), source, out, shard=4)
 
 
@@ -110,6 +109,7 @@ def test_killed_five_times_ends_with_the_rows_of_an_unbroken_job(model, folder, 
     assert embed_images(model, folder, tmp_path / "killed", shard=4).fresh < 40
     embed_images(model, folder, tmp_path / "unbroken", shard=4)
     assert table(tmp_path / "killed") == table(tmp_path / "unbroken")
+    assert not list((tmp_path / "killed").glob(".*"))  # what the killed ones had begun
 
 
 @pytest.mark.slow

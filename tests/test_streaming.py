@@ -2,16 +2,23 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
+from pyarrow import parquet
 
-from steerable.data.streaming import Stream, open_shards
+from steerable.data import tables
+from steerable.data.shards import open_shards
+from steerable.data.streaming import Stream
 from steerable.errors import ConfigError, DataError
 from steerable.training import DataConfig, train
+from steerable.training.setup import load_splits
 from test_training import tiny
 
 
@@ -107,6 +114,31 @@ def test_an_image_that_cannot_be_decoded_is_named_and_moves_no_other(tmp_path):
     assert list(found.skipped) == [f"{tmp_path / 'train-0.parquet'}#2"]
 
 
+def test_a_worker_gives_no_more_than_the_epoch_takes(folder):
+    reader = stream_of(folder).reader
+    assert len(list(reader)) == 16
+    reader.start[:] = torch.tensor([0, 13])
+    assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize("form", ["file", "path", "both"])
+def test_images_come_from_any_column_that_can_hold_them(tmp_path, form):
+    picture = tmp_path / "picture.png"
+    Pillow.fromarray(np.full((16, 16, 3), 7, np.uint8)).save(picture)
+    content = picture.read_bytes()
+    cell = {"file": content, "path": {"bytes": None, "path": str(picture)}}.get(
+        form, {"bytes": content, "path": "elsewhere.png"}
+    )
+    parquet.write_table(pa.table({"image": [cell] * 8}), tmp_path / "train-0.parquet")
+    assert numbers(stream_of(tmp_path)) == [[7] * 4] * 2
+
+
+def test_shards_without_rows_are_refused(tmp_path):
+    parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match="no rows"):
+        open_shards(str(tmp_path), "train")
+
+
 def test_training_from_a_stream_resumes_in_the_middle_of_an_epoch(folder, tmp_path, caplog):
     data = DataConfig(source=str(folder), size=16, stream=True, workers=0, shuffle=8)
     config = tiny(data=data, batch_size=8, refit=False, validate_every=2)
@@ -127,8 +159,39 @@ def test_training_from_a_stream_resumes_in_the_middle_of_an_epoch(folder, tmp_pa
     assert "images/s by stage: reading" in caplog.text
 
 
+@pytest.fixture
+def on_hub(folder, monkeypatch):
+    """A data set on a stand-in for the Hub: fsspec's file system in memory."""
+    memory = fsspec.filesystem("memory")
+    files: dict[str, list[str]] = {"train": [], "test": []}
+    for path in sorted(folder.iterdir()):
+        memory.pipe_file(f"/hub/{path.name}", path.read_bytes())
+        files[path.name.split("-")[0]].append(f"memory://hub/{path.name}")
+    builder = SimpleNamespace(config=SimpleNamespace(data_files=files))
+    monkeypatch.setattr(tables, "_ask_hub", lambda name: None)
+    monkeypatch.setattr(tables, "load_dataset_builder", lambda name: builder)
+    monkeypatch.setattr(tables, "get_dataset_split_names", lambda name: list(files))
+    monkeypatch.delenv("STEERABLE_DATA", raising=False)
+    yield memory
+    memory.rm("/hub", recursive=True)
+
+
+def test_a_data_set_on_the_hub_is_streamed_without_a_copy(on_hub, folder):
+    stream = Stream(open_shards("owner/numbers", "train"), batch=4, shuffle=8, workers=0)
+    assert all(path.startswith("memory://") for path in stream.shards.paths)
+    assert numbers(stream) == numbers(stream_of(folder))
+    on_hub.rm("/hub/train-00001-of-00003.parquet")
+    assert len(numbers(stream, 1)) == 16
+    assert list(stream.skipped) == ["memory://hub/train-00001-of-00003.parquet"]
+    with pytest.raises(DataError, match="no parquet files of the split validation"):
+        open_shards("owner/numbers", "validation")
+    data = DataConfig(source="owner/numbers", size=16, stream=True, workers=0)
+    train_set, test_set = load_splits(tiny(data=data))
+    assert (len(train_set), len(test_set)) == (64 - 20, 12)
+
+
 def test_a_stream_needs_shards_and_refuses_what_needs_memory(tmp_path):
-    with pytest.raises(DataError, match="not parquet files"):
+    with pytest.raises(DataError, match="photos has no parquet files of the split train"):
         open_shards("photos", "train")
     with pytest.raises(ConfigError, match=r"data\.stream"):
         train(tiny(data=DataConfig(stream=True, train_limit=10)))

@@ -7,16 +7,18 @@ import resource
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from processes import Job
 from steerable.data import ImageSet
-from steerable.errors import BundleError, ConfigError
+from steerable.errors import BundleError, ConfigError, FitError
 from steerable.model import SteerableEncoder
 from steerable.training import EncoderConfig, TrainConfig, train
 from steerable.training.checkpoint import load_checkpoint, save_checkpoint
+from steerable.training.distributed import answered
 from steerable.training.run import Run
 from test_training import same, tiny, weights
 
@@ -110,6 +112,28 @@ def test_a_process_that_hangs_is_given_up_with_a_reason(tmp_path):
     hung.kill()
     assert "FitError: process 0 of 2 lost the others" in hung.error(0)
     assert "expected an answer within 6 s (timeout)" in hung.error(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7) ran for 6001 ms", True),
+        ("NCCL communicator was aborted on rank 0.", True),
+        (
+            "NCCL error: remote process exited or there was a network error, ncclRemoteError: A call failed",
+            True,
+        ),
+        ("CUDA out of memory", False),
+    ],
+)
+def test_the_words_of_nccl_are_understood(text, lost):
+    """As torch words them; no GPU is needed to read."""
+    fabric = SimpleNamespace(world_size=2, global_rank=0)
+    expected = pytest.raises(
+        FitError if lost else RuntimeError, match="lost the others" if lost else "memory"
+    )
+    with expected, answered(fabric, 6.0):
+        raise RuntimeError(text)
 
 
 def test_what_is_not_finite_on_one_process_stops_all_with_the_reason(tmp_path):

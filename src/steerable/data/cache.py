@@ -1,11 +1,15 @@
-"""Where work that took long is kept between runs: one folder, and files that appear whole or not at all."""
+"""Where work that took long is kept between runs: folders for one process at a time, files whole or not at all."""
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+from steerable.errors import ConfigError
 
 VARIABLE = "STEERABLE_CACHE"
 
@@ -30,6 +34,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path, work: str) -> Iterator[None]:
+    """Keep every other process out of the folder, which is made, while the context lasts.
+
+    work: what it is for, as messages name it. The system drops the lock when a process ends, however it ends.
+
+    Raises:
+        ConfigError: another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{folder} is in use by another {work}; expected a folder of its own for each: choose another --out, or "
+            f"wait until that {work} has ended"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remembered(path: Path | None, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Which columns of a table are images and labels: found by the type of their features."""
 
 import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from steerable.errors import DataError
@@ -27,6 +28,14 @@ def find_image_column(features: Features, name: str) -> str:
         f"{name} has no image column among {', '.join(features)}; expected a column of type Image: "
         "cast one with datasets.Dataset.cast_column"
     )
+
+
+def image_files(column: pa.Array) -> list[bytes | str]:
+    """The file of each image in a column of a parquet table, or its path where the table does not hold the file."""
+    if not pa.types.is_struct(column.type):
+        return [cell or b"" for cell in column.to_pylist()]
+    contents, paths = (column.field(name).to_pylist() for name in ("bytes", "path"))
+    return [content or path or b"" for content, path in zip(contents, paths, strict=True)]
 
 
 def read_labels(rows: Dataset, image_column: str, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """One picture, from bytes or a path, to uint8 RGB: the only decoder, also for uploads from strangers."""
 
+import contextlib
 import io
 import math
 import os
@@ -105,10 +106,9 @@ def _too_large() -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block beside sound pixels, which count for more
-        return image
+    with contextlib.suppress(Exception):  # a damaged EXIF block beside sound pixels, which count for more
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -117,7 +117,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _deep_gray(values: np.ndarray) -> UInt8[np.ndarray, "h w"]:

@@ -1,8 +1,7 @@
 """Parquet shards that need not fit into memory: shuffled, dealt out, resumable, decoded by workers.
 
-Hugging Face ``datasets`` streams each shard. What a batch holds depends on seed, epoch, and the numbers of processes
-and workers only: a run that goes on in the middle of an epoch passes over the rows behind it without decoding them, and
-gets the batches that it would have had.
+What a batch holds depends on seed, epoch, and the numbers of processes and workers only: a run that goes on in the
+middle of an epoch passes over the rows behind it without decoding them, and gets the batches that it would have had.
 """
 
 import logging
@@ -10,24 +9,21 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Features, Image, load_dataset
-from pyarrow import parquet
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from steerable.data.columns import find_image_column
+from steerable.data.columns import image_files
 from steerable.data.decoding import decode_array
 from steerable.data.images import ImageSet, Skipped
-from steerable.data.locations import find_files
+from steerable.data.shards import ShardSet, not_read, opened
 from steerable.errors import DataError
 
 log = logging.getLogger("steerable")
-Row = tuple[str, dict[str, Any]]  # its name, its cells
+Row = tuple[bytes | str, int]  # an image's file, or its path, and its label
 CHUNK = 64  # rows that are read at a time
 PREFETCH = 4  # batches that lie ready for each worker
 MANY = 8  # shards for each share that make shares about equal
@@ -43,72 +39,11 @@ class StreamedBatch(NamedTuple):
     decoding: float
 
 
-@dataclass(frozen=True)
-class ShardSet:
-    """The parquet files of one split. column, label: names of the image column and of the labels', if any.
-
-    rows: in all files whose footer can be read; the others are in ``skipped``.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    column: str
-    label: str | None
-    classes: tuple[str, ...]
-    rows: int
-    size: int | None
-    skipped: tuple[Skipped, ...] = ()
-
-    def sample(self, n: int) -> ImageSet:
-        """The first n images of the shards, in memory: what is validated and fitted on beside the stream."""
-        batch = next(iter(_Reader(self, 0, min(n, self.rows))))
-        names = tuple(f"{self.name}#{i}" for i in range(len(batch.images)))
-        return ImageSet(batch.images, batch.labels, self.classes, names, name=self.name)
-
-
-def open_shards(name: str, split: str, *, root: Any = None, size: int | None = None) -> ShardSet:
-    """The shards of a local source's split.
-
-    Raises:
-        DataError: the source is not parquet files here, or none of them can be read.
-    """
-    files = find_files(name, root)
-    if files is None or files.builder != "parquet":
-        raise DataError(
-            f"{name} is not parquet files on this machine; expected a folder with {split}-*.parquet, to stream from: "
-            "write such shards (datasets.Dataset.to_parquet), or leave data.stream out"
-        )
-    good, skipped, rows, features, labels = [], [], 0, None, []
-    for path in files.by_split[split]:
-        try:
-            with parquet.ParquetFile(path) as file:
-                features = features or Features.from_arrow_schema(file.schema_arrow)
-                label = _label(features)
-                if label is not None and not isinstance(features[label], ClassLabel):
-                    labels.append(int(np.max(file.read([label])[label].to_numpy())))
-                rows += file.metadata.num_rows
-            good.append(path)
-        except Exception as error:  # pyarrow's and the system's errors share no base class
-            skipped.append(_skip(path, error))
-    if features is None:
-        raise DataError(
-            f"none of {len(skipped)} shards of {name} can be read ({skipped[0].reason}); expected one"
-        )
-    label = _label(features)
-    kind = features[label] if label is not None else None
-    classes = kind.names if isinstance(kind, ClassLabel) else map(str, range(max(labels, default=-1) + 1))
-    column = find_image_column(features, name)
-    return ShardSet(name, tuple(good), column, label, tuple(classes), rows, size, tuple(skipped))
-
-
-def _label(features: Features) -> str | None:
-    found = [key for key, kind in features.items() if isinstance(kind, ClassLabel)]
-    plain = "label" in features and "int" in str(getattr(features["label"], "dtype", ""))
-    return "label" if plain or "label" in found else (found[0] if found else None)
-
-
-def _skip(path: Path, error: Exception) -> Skipped:
-    return Skipped(str(path), f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+def first_images(shards: ShardSet, n: int) -> ImageSet:
+    """The first n images of the shards, in memory: what is validated and fitted on beside a stream."""
+    batch = next(iter(_Reader(shards, 0, min(n, shards.rows))))
+    names = tuple(f"{shards.name}#{i}" for i in range(len(batch.images)))
+    return ImageSet(batch.images, batch.labels, shards.classes, names, name=shards.name)
 
 
 @dataclass
@@ -147,10 +82,10 @@ class Stream:
     ):
         self.shards, self.batch, self.shuffle, self.workers = shards, batch, shuffle, workers
         self.rank, self.size = rank, size
-        self.steps_per_epoch = shards.rows // (batch * size)
         self.skipped: dict[str, Skipped] = {item.path: item for item in shards.skipped}
         self.stages = Stages()
         self.reader = _Reader(shards, shuffle, batch, rank, size)
+        self.steps_per_epoch = self.reader.steps
         # workers outlive an epoch, since to start one costs seconds
         ways = {
             "prefetch_factor": PREFETCH,
@@ -200,10 +135,11 @@ class Stream:
 
 
 class _Reader(IterableDataset):
-    """Runs in each worker: an endless shuffled stream of its share of the rows, in batches."""
+    """Runs in each worker: its share of the rows, shuffled, in its share of the epoch's batches."""
 
     def __init__(self, shards: ShardSet, shuffle: int, batch: int, rank: int = 0, size: int = 1):
         self.shards, self.shuffle, self.batch, self.rank, self.size = shards, shuffle, batch, rank, size
+        self.steps = shards.rows // max(1, batch * size)
         # an epoch's seed and the batches behind, in memory that workers share: they look when it begins
         self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.skipped: list[Skipped] = []
@@ -216,9 +152,11 @@ class _Reader(IterableDataset):
         worker = (worker + behind) % workers
         share = self.rank * workers + worker
         rows = self._shuffled(self._rows(share, self.size * workers), share)
-        for _ in range((behind + workers - 1 - worker) // workers * self.batch):
+        behind = len(range(worker, behind, workers))
+        for _ in range(behind * self.batch):
             next(rows)
-        while True:
+        # no more than the epoch's: the next one would wait for what nobody takes
+        for _ in range(worker, self.steps, workers)[behind:]:
             began = time.perf_counter()
             drawn = [next(rows) for _ in range(self.batch)]
             read = time.perf_counter()
@@ -226,7 +164,7 @@ class _Reader(IterableDataset):
             skipped, self.skipped = self.skipped, []
             yield StreamedBatch(images, labels, skipped, read - began, time.perf_counter() - read)
 
-    def _rows(self, share: int, shares: int) -> Iterator[Row]:
+    def _rows(self, share: int, shares: int) -> Iterator[tuple[str, Row]]:
         """Name and content of one share's rows, pass after pass, since shares are not of one length."""
         # few shards are read by several shares, which take turns in the rows: then shares are about equal
         n = len(self.shards.paths)
@@ -247,19 +185,18 @@ class _Reader(IterableDataset):
                 what = f"no shard of {self.shards.name} can be read {self.skipped[-1:]}"
                 raise DataError(f"{what}; expected one: check the files")
 
-    def _shard(self, path: Path) -> Iterator[dict[str, Any]]:
-        columns = [self.shards.column, *([self.shards.label] if self.shards.label else [])]
+    def _shard(self, path: str) -> Iterator[Row]:
+        column, label = self.shards.column, self.shards.label
+        names = [column] if label is None else [column, label]
         try:
-            files = {"train": [str(path)]}
-            rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
-            rows = rows.cast_column(self.shards.column, Image(decode=False))
-            # by iter and not by itself: datasets would deal the one shard out to the workers once more
-            for part in rows.iter(CHUNK):
-                yield from (dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True))
+            with opened(path) as file:  # column by column: `datasets` builds each row by itself
+                for part in file.iter_batches(CHUNK, columns=names, use_threads=False):
+                    labels = [0] * len(part) if label is None else part.column(label).to_pylist()
+                    yield from zip(image_files(part.column(column)), labels, strict=True)
         except Exception as error:  # a shard that has gone or is damaged, from here on
-            self.skipped.append(_skip(path, error))
+            self.skipped.append(not_read(path, error))
 
-    def _shuffled(self, rows: Iterator[Row], share: int) -> Iterator[Row]:
+    def _shuffled(self, rows: Iterator[tuple[str, Row]], share: int) -> Iterator[tuple[str, Row]]:
         if not self.shuffle:
             yield from rows
         draw, pool = random.Random(f"{self.seed} {share}"), []
@@ -271,17 +208,14 @@ class _Reader(IterableDataset):
             pool[at], row = row, pool[at]
             yield row
 
-    def _decode(self, drawn: list[Row]) -> tuple[Tensor, Tensor]:
+    def _decode(self, drawn: list[tuple[str, Row]]) -> tuple[Tensor, Tensor]:
         """In place of what cannot be decoded the one before it comes twice: then no later batch moves."""
         images: list[np.ndarray] = []
         labels: list[int] = []
-        for name, row in drawn:
-            cell = row[self.shards.column] or {}
+        for name, (file, label) in drawn:
             try:
-                images.append(
-                    decode_array(cell.get("bytes") or cell.get("path") or b"", size=self.shards.size)
-                )
-                labels.append(row[self.shards.label] if self.shards.label else 0)
+                images.append(decode_array(file, size=self.shards.size))
+                labels.append(label)
             except DataError as error:
                 self.skipped.append(Skipped(name, str(error)))
                 if images:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import cast
 
 import datasets
-from datasets import Dataset, ReadInstruction, config, get_dataset_split_names, load_dataset
+from datasets import (
+    Dataset,
+    ReadInstruction,
+    config,
+    get_dataset_split_names,
+    load_dataset,
+    load_dataset_builder,
+)
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from pyarrow.parquet import read_metadata
@@ -112,6 +119,19 @@ def _load_files(files: Files, split: str) -> Dataset:
 
 def _shards(paths: list[Path]) -> tuple[tuple[str, int], ...]:
     return tuple((path.name, read_metadata(path).num_rows) for path in paths)
+
+
+def hub_shards(name: str) -> dict[str, list[str]]:
+    """Addresses (hf://...) of the parquet files of a data set on the Hub, by split; empty where it has none.
+
+    Raises:
+        DataError: no such data set, or no network.
+    """
+    _ask_hub(name)
+    with _reading(name, _hub_way_out(name)):
+        found = load_dataset_builder(name).config.data_files or {}
+    shards = {str(split): [str(path) for path in paths] for split, paths in found.items()}
+    return {k: paths for k, paths in shards.items() if all(path.endswith(".parquet") for path in paths)}
 
 
 def _hub_splits(name: str) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Bulk embedding: images into parquet shards, each written whole or not at all, and a manifest that says which are."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from steerable.data import ImageSet, Skipped
+from steerable.data.cache import alone_in, write_whole
 from steerable.data.sources import Source
 from steerable.embedding.engines import Block, Origin, local, on_ray
 from steerable.errors import ConfigError
@@ -82,7 +81,8 @@ def embed_images(
         "limit": limit,
     }
     job |= {"images": len(rows.order), "shard": shard, "dim": model.encoder.dim}
-    with _open(Path(out), job) as folder:
+    with alone_in(Path(out), "job"):
+        folder = _open(Path(out), job)
         start = folder.done
         todo = rows.order[start:]
         if engine == "ray" and todo:
@@ -119,32 +119,25 @@ def _join(parts: list[Block]) -> Block:
 
 def _open(path: Path, job: dict[str, Any]) -> "_Folder":
     """The folder of this job, begun or not."""
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{path} is in use by another job; expected a folder of its own for each: wait, or choose another --out"
-        ) from None
+    for left in (*path.glob(".part-*.parquet.*"), *path.glob(f".{MANIFEST}.*")):
+        left.unlink()  # of a job that was killed while it wrote
     manifest = path / MANIFEST
     before = json.loads(manifest.read_text()) if manifest.exists() else {"job": job, "shards": []}
     differing = [key for key in job if before["job"].get(key) != job[key]]
     if differing:
-        lock.release()
         key = differing[0]
         raise ConfigError(
             f"{key} is {job[key]!r} and {path} holds a job with {before['job'].get(key)!r}; expected the same: "
             "repeat its settings, or choose another --out"
         )
-    return _Folder(path, lock, job, before["shards"])
+    return _Folder(path, job, before["shards"])
 
 
 class _Folder:
     """The shards that are whole, and the content that they hold."""
 
-    def __init__(self, path: Path, lock: FileLock, job: dict[str, Any], listed: list[dict[str, Any]]):
-        self.path, self.lock, self.job = path, lock, job
+    def __init__(self, path: Path, job: dict[str, Any], listed: list[dict[str, Any]]):
+        self.path, self.job = path, job
         self.shards: list[dict[str, Any]] = []
         self.known: set[bytes] = set()
         for shard in listed:  # up to the first that is not as it was written
@@ -155,12 +148,6 @@ class _Folder:
             self.known.update(
                 map(bytes.fromhex, pq.read_table(file, columns=["sha256"])["sha256"].to_pylist())
             )
-
-    def __enter__(self) -> "_Folder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
 
     @property
     def done(self) -> int:
@@ -191,9 +178,8 @@ class _Folder:
             }
         )
         self.known.update(map(bytes.fromhex, fresh))
-        _replace(
-            self.path / MANIFEST, json.dumps({"job": self.job, "shards": self.shards}, indent=1).encode()
-        )
+        manifest = json.dumps({"job": self.job, "shards": self.shards}, indent=1)
+        write_whole(self.path / MANIFEST, lambda partial: partial.write_text(manifest))
 
     def _write(self, name: str, block: Block, keep: list[int]) -> None:
         embeddings = pa.array(block.embeddings[keep].reshape(-1), pa.float32())
@@ -204,21 +190,9 @@ class _Folder:
             "sha256": pa.array([block.hashes[i] for i in keep], pa.string()),
             "embedding": pa.FixedSizeListArray.from_arrays(embeddings, self.job["dim"]),
         }
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns), sink)
-        _replace(self.path / name, sink.getvalue().to_pybytes())
+        write_whole(self.path / name, lambda partial: pq.write_table(pa.table(columns), partial))
 
     def summary(self, fresh: int) -> Embedded:
         skipped = tuple(Skipped(*item) for shard in self.shards for item in shard["skipped"])
         rows, duplicates = (sum(shard[key] for shard in self.shards) for key in ("rows", "duplicates"))
         return Embedded(rows, duplicates, skipped, len(self.shards), fresh)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """The file appears under its name only when it is on disk."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

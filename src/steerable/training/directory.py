@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
 
+from steerable.data.cache import alone_in
 from steerable.errors import ConfigError
 from steerable.training.config import TrainConfig
 
@@ -40,8 +40,6 @@ def open_directory(
 ) -> Iterator[Path | None]:
     """The run directory, with the settings and what was skipped in it, for this process alone while the context lasts.
 
-    The system drops the lock when a process ends, however it ends.
-
     Raises:
         ConfigError: another process is at work in it.
     """
@@ -49,16 +47,7 @@ def open_directory(
         yield None
         return
     directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{out} is in use by another run; expected a directory of its own for each: choose another --out, or wait "
-            "until that run has ended"
-        ) from None
-    with lock:
+    with alone_in(directory, "run"):
         (directory / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         if skipped:
             listed = json.dumps([item._asdict() for item in skipped], indent=1)

@@ -28,6 +28,8 @@ _SIGNS_OF_LOSS = (
     "connection reset",
     "broken pipe",
     "connection refused",
+    "nccl communicator was aborted",
+    "ncclremoteerror",
 )
 
 

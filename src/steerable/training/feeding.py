@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from steerable.data import ImageSet
+from steerable.data.images import as_float
 from steerable.transforms.pixels import sent
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class InMemory:
         here = sent(batch[rows], self.device)
         # chosen before they travel where the whole set does not fit
         index = here if self.images.device == self.device else batch[rows]
-        return sent(self.images[index], self.device).float() / 255, self.goals[here]
+        return as_float(sent(self.images[index], self.device)), self.goals[here]
 
 
 class Streamed:
@@ -63,7 +64,7 @@ class Streamed:
         part = rows.start // (share * self.stream.size)
         here = slice(part * share, (part + 1) * share)
         images, labels = (sent(x[here], self.device) for x in (batch.images, batch.labels))
-        return images.float() / 255, labels
+        return as_float(images), labels
 
 
 def fits(images: Tensor, device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from steerable.training.objective import HyperMatrix, Learner, steered_width
 from steerable.transforms import Chain, build
 
 if TYPE_CHECKING:
-    from steerable.data.streaming import ShardSet
+    from steerable.data.shards import ShardSet
 
 log = logging.getLogger("steerable")
 
@@ -67,7 +67,7 @@ def shards_of(config: TrainConfig) -> "ShardSet":
     Raises:
         DataError: no such parquet files, or no labels where the base loss needs them.
     """
-    from steerable.data.streaming import open_shards  # imports datasets, which takes over a second
+    from steerable.data.shards import open_shards  # imports datasets, which takes over a second
 
     source, root = localized(config.data.source, config.data.root)
     name, chosen = parse_source(source)
@@ -86,8 +86,15 @@ def _streamed_splits(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
             f"{source} has the split {', '.join(names)} alone; expected test images beside a stream: add "
             "test-*.parquet, or leave data.stream out"
         )
-    sample = shards_of(config).sample(SAMPLE)
-    return sample, load_images(name, split=held_out, size=data.size, limit=data.test_limit, root=root)
+    from steerable.data.streaming import first_images
+
+    shards = shards_of(config)
+    if any("://" in path for path in shards.paths):  # to load a split would be to download the whole data set
+        tests = dataclasses.replace(config, data=dataclasses.replace(data, source=f"{name}:{held_out}"))
+        test_set = first_images(shards_of(tests), data.test_limit or SAMPLE)
+    else:
+        test_set = load_images(name, split=held_out, size=data.size, limit=data.test_limit, root=root)
+    return first_images(shards, SAMPLE), test_set
 
 
 def _hold_out(images: ImageSet, limit: int | None) -> tuple[ImageSet, ImageSet]:
