@@ -1,10 +1,11 @@
-"""Where the time of a training step goes, against batch, width of the network, and number of transforms.
+"""Where the time of a training step goes, against batch, width of the network, number of transforms, and options.
 
     python benchmarks/cost_curves.py [--device cuda] [--steps 6]
 
 ResNet-10 for 32-pixel images in memory, SimCLR's loss, the basis map with the relative and the contrastive form. One of
-the three is varied, the others stay at 64 images, width 16 and the 6 transforms of simclr. An image counts once, though
-two views of it are encoded. Medians over steps, after two that warm up; shares are of the step, both directions:
+the four is varied, the others stay at 64 images, width 16, the 6 transforms of simclr, and the precision that a run
+takes by itself, not compiled. Channels-last is always on. An image counts once, though two views of it are encoded. Medians
+over steps, after two that warm up; shares are of the step, both directions:
 
     transform  fetching the images and making the views        map        the map and its orbits
     encoder    the encoder                                     loss       the losses and the projector
@@ -28,9 +29,18 @@ from steerable.training.run import Run
 from steerable.transforms import Chain
 
 STAGES = ("transform", "encoder", "map", "loss", "optimizer")
-BASE = {"batch": 64, "width": 16, "transforms": 6}
-CURVES = {"batch": (16, 64, 256), "width": (8, 16, 32, 64), "transforms": (1, 2, 4, 6, 8)}
-ON_GPU = {"batch": (64, 256, 1024, 4096), "width": (16, 64, 128), "transforms": (1, 2, 4, 6, 8)}
+BASE: dict[str, Any] = {"batch": 64, "width": 16, "transforms": 6, "options": "auto"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "float32": {"precision": "32-true"},
+    "bfloat16": {"precision": "bf16-mixed"},
+    "float32, compiled": {"precision": "32-true", "compile": True},
+    "bfloat16, compiled": {"precision": "bf16-mixed", "compile": True},
+}
+Values = tuple[int, ...] | tuple[str, ...]
+SAME: dict[str, Values] = {"transforms": (1, 2, 4, 6, 8), "options": tuple(OPTIONS)[1:]}
+CURVES: dict[str, Values] = {"batch": (16, 64, 256), "width": (8, 16, 32, 64)} | SAME
+ON_GPU: dict[str, Values] = {"batch": (64, 256, 1024, 4096), "width": (16, 64, 128)} | SAME
 
 
 class Clock:
@@ -65,7 +75,7 @@ class Clock:
             handle.remove()
 
 
-def prepare(batch: int, width: int, transforms: int) -> Run:
+def prepare(batch: int, width: int, transforms: int, options: str) -> Run:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2 * batch, 3, 32, 32), dtype=torch.uint8, generator=generator)
     names = tuple(map(str, range(2 * batch)))
@@ -78,6 +88,7 @@ def prepare(batch: int, width: int, transforms: int) -> Run:
         equivariance={"relative": 0.15, "contrastive": 0.1},
         batch_size=batch,
         epochs=1_000_000,
+        **OPTIONS[options],
     )
     run = Run(config, data, data.subset(range(8)), None)
     run.learner.train()
@@ -97,11 +108,11 @@ def step(run: Run, index: torch.Tensor) -> dict[str, float]:
     return clock.seconds
 
 
-def measure(varied: str, values: tuple[int, ...], steps: int) -> list[dict[str, Any]]:
+def measure(varied: str, values: Values, steps: int) -> list[dict[str, Any]]:
     """A curve's rows: images per second, and the share of each stage; the values take turns."""
     runs = {value: prepare(**{**BASE, varied: value}) for value in values}
-    whole: dict[int, list[float]] = {value: [] for value in values}
-    parts: dict[int, list[dict[str, float]]] = {value: [] for value in values}
+    whole: dict[Any, list[float]] = {value: [] for value in values}
+    parts: dict[Any, list[dict[str, float]]] = {value: [] for value in values}
     for turn in range(-2, steps):  # two warm up
         for value, run in runs.items():
             index = torch.arange(run.config.batch_size)
@@ -136,13 +147,16 @@ def main() -> None:
     curves = ON_GPU if cuda else CURVES
     rows = [row for varied, values in curves.items() for row in measure(varied, values, args.steps)]
 
-    def share(stage: str, varied: str, value: int) -> dict[str, Any]:
+    def share(stage: str, varied: str, value: Any) -> dict[str, Any]:
         return figure([next(row[stage] for row in rows if row["varied"] == varied and row[varied] == value)])
 
     figures = {f"share of a step: {stage}": share(stage, "width", BASE["width"]) for stage in STAGES}
     for varied, stage in (("transforms", "transform"), ("width", "map")):
-        for value in (min(curves[varied]), max(curves[varied])):
+        for value in (curves[varied][0], curves[varied][-1]):
             figures[f"share of a step: {stage}, {varied} {value}"] = share(stage, varied, value)
+    speed = {row["options"]: row["images_per_second"] for row in rows if row["varied"] == "options"}
+    for name in curves["options"][1:]:
+        figures[f"images per second, {name} over float32"] = figure([speed[name] / speed["float32"]])
     path = record(
         "cost_curves" if args.device == "cpu" else "cost_curves_gpu",
         claim="images per second against batch, width and number of transforms, and what each stage takes of a step",
