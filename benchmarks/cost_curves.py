@@ -4,8 +4,8 @@
 
 ResNet-10 for 32-pixel images in memory, SimCLR's loss, the basis map with the relative and the contrastive form. One of
 the four is varied, the others stay at 64 images, width 16, the 6 transforms of simclr, and the precision that a run
-takes by itself, not compiled. Channels-last is always on. An image counts once, though two views of it are encoded. Medians
-over steps, after two that warm up; shares are of the step, both directions:
+takes by itself, not compiled. Channels-last is always on. An image counts once, though two views of it are encoded.
+Medians over steps, after two that warm up; shares are of the step, both directions:
 
     transform  fetching the images and making the views        map        the map and its orbits
     encoder    the encoder                                     loss       the losses and the projector
