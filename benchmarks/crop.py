@@ -1,30 +1,12 @@
-"""What is tried for the ranks of crops, beside a wider reading: another theta, and another scale of the embedding."""
+"""What is tried for the ranks of crops, beside a wider reading: another scale of the embedding."""
 
 from typing import TYPE_CHECKING
 
 import torch
-from frozen import COLOR, CROP
 from torch import Tensor, nn
-
-from steerable.transforms import Chain
 
 if TYPE_CHECKING:
     from ladder import Rung
-
-
-def window_of(theta: Tensor, chain: Chain) -> Tensor:
-    """Theta (*, p) with the crop as the window that it shows: sides and center in the image's frame, with products."""
-    names = [param.name for param in chain.params]
-    zoom, aspect, x, y = (theta[..., names.index(name)] for name in CROP)
-    wide, high = (-zoom - aspect / 2).exp2(), (-zoom + aspect / 2).exp2()
-    sides = torch.stack([wide - 1, high - 1, x * wide, y * high], dim=-1)
-    first, second = torch.triu_indices(4, 4)
-    rest = [theta[..., names.index(name)] for name in ("hflip", *COLOR)]
-    flipped = rest[0][..., None] * sides
-    products = sides[..., first] * sides[..., second]
-    return torch.cat(
-        [zoom[..., None], aspect[..., None], sides, products, torch.stack(rest, -1), flipped], dim=-1
-    )
 
 
 def balanced(rung: "Rung") -> nn.Module:

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crop import balanced, window_of
+from crop import balanced
 from frozen import SHOWN, VIEWS, Columns, Frozen, add_arguments
 from record import RESULTS, figure, record
 from torch import Tensor, nn
 
 from steerable.encoders import Neck
-from steerable.fitting import LARGEST, fit_embeddings
+from steerable.fitting import fit_embeddings
 from steerable.maps import Features
 from steerable.model import features_for
 from steerable.posthoc.adapter import adapted
@@ -136,24 +136,22 @@ class Ladder:
                 yield rung.but(f"{rung.name}, contrastive", refine="contrastive")
 
     def tries(self, space: str) -> "Iterator[Rung]":
-        """For the ranks of crops: a wider reading, theta as the window that is shown, noise made even."""
+        """For the ranks of crops: a wider reading, the window that is shown, noise made even."""
         few, most = min(256, self.args.directions), self.args.directions
-        for window in (False, True):
-            name = f"crop tries: {space}{', window' if window else ''}"
+        for features in ("linear", "linear+window"):
+            name = f"crop tries: {space}, {features}"
             with self.told(name):
                 made = self.adapter(
-                    space, "discriminant", window=window, width=max(512, 2 * most), projection=few
+                    space, "discriminant", features=features, width=max(512, 2 * most), projection=few
                 )
                 made = made.but(f"{name}, discriminant", space=f"{name} discriminant", projection=most)
                 yield made
                 yield made.but(f"{name}, discriminant, contrastive", refine="contrastive")
-                if not window:
-                    yield made.but(f"{name}, discriminant, pairwise", features=LARGEST, projection=few)
                 even = made.but(f"{name}, balanced", space=f"{name} balanced", embed=balanced(made))
                 yield even
                 yield even.but(f"{name}, balanced, contrastive", refine="contrastive")
                 hidden = self.adapter(
-                    space, "hidden", window=window, width=max(512, 2 * most), projection=few
+                    space, "hidden", features=features, width=max(512, 2 * most), projection=few
                 )
                 hidden = hidden.but(f"{name}, hidden", space=f"{name} hidden", projection=most)
                 yield hidden.but(f"{name}, hidden, contrastive", refine="contrastive")
@@ -164,14 +162,20 @@ class Ladder:
         return columns, Neck.standardizing(columns(self.frozen.plain), chosen.layers)
 
     def adapter(
-        self, space: str, kind: str, *, window: bool = False, width: int = 512, projection: int | str = "auto"
+        self,
+        space: str,
+        kind: str,
+        *,
+        features: str = "linear",
+        width: int = 512,
+        projection: int | str = "auto",
     ) -> "Rung":
         began = time.perf_counter()
         columns, standard = self.standard(space)
         plain = standard(columns(self.frozen.plain))
         rung = Rung(f"adapter on {space}: {kind}", f"{space} {kind}", nn.Sequential(columns, standard), self)
-        rung = rung.but(rung.name, map="basis", window=window, projection=projection)
-        settings = {"map": "basis", "projection": projection} | rung.coordinates()
+        rung = rung.but(rung.name, map="basis", features=features, projection=projection)
+        settings = {"map": "basis", "projection": projection, "features": rung.phi()}
         neck = adapted(
             standard, rung.source(), plain, self.frozen.spaces[space].layers["final"], kind, views=self.args.views,
             settings=settings, memory=10 * self.args.memory, width=width,
@@ -211,10 +215,7 @@ class Ladder:
 
 @dataclass
 class Rung:
-    """One way to steer: an embedding made of the raw one, and how a map is fitted to it.
-
-    window: theta is given to the map as `window_of` writes it.
-    """
+    """One way to steer: an embedding made of the raw one, and how a map is fitted to it."""
 
     name: str
     space: str
@@ -225,7 +226,6 @@ class Rung:
     refine: str | None = None
     rank: int | None = None
     projection: int | str = "auto"
-    window: bool = False
     by_parameter: bool = False
     neck_seconds: float = 0.0
 
@@ -249,30 +249,18 @@ class Rung:
         return min(n, GRADIENT_IMAGES) if self.map in GRADIENT else n
 
     def source(self) -> Iterator[Pair]:
-        for pair in self.ladder.frozen.pairs(self.embed, self.images):
-            yield (
-                pair._replace(theta=window_of(pair.theta, self.ladder.frozen.chain)) if self.window else pair
-            )
+        return self.ladder.frozen.pairs(self.embed, self.images)
 
     def fit(self) -> tuple[Steer, int]:
         steering = fit_embeddings(
             self.source(), map=self.map, rank=self.rank, refine=self.refine, memory=self.ladder.args.memory,
             projection=self.projection if self.map in ("basis", "low_rank") else None, strict=False,
-            **self.coordinates(),
+            features=self.phi(),
         ).requires_grad_(False)  # fmt: skip
-        chain = self.ladder.frozen.chain
-        steer = (lambda e, theta: steering(e, window_of(theta, chain))) if self.window else steering
-        return steer, steering.dim
+        return steering, steering.dim
 
-    def coordinates(self) -> dict[str, Any]:
-        chain = self.ladder.frozen.chain
-        if self.window:
-            scales = window_of(self.ladder.frozen.theta.flatten(0, 1), chain).abs().amax(0)
-            return {"features": Features("linear", len(scales), scales.tolist())}
-        expansion = features_for(chain, LARGEST if self.features == "auto" else self.features)
-        if self.features != "auto":
-            return {"features": expansion}
-        return {"features": "auto", "scales": expansion.scale_values, "periods": expansion.period_values}
+    def phi(self) -> Features:
+        return features_for(self.ladder.frozen.chain, self.features)
 
 
 if __name__ == "__main__":
