@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crop import balanced
 from frozen import SHOWN, VIEWS, Columns, Frozen, add_arguments
 from record import RESULTS, figure, record
 from torch import Tensor, nn
@@ -43,9 +42,6 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--rungs", default="", help="only those whose name contains this")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB that one fit may take")
-    parser.add_argument(
-        "--directions", type=int, default=128, help="that maps read in the tries for the crop; 512 want a GPU"
-    )
     args = parser.parse_args()
     frozen = Frozen(args)
     frozen.encode()
@@ -115,8 +111,6 @@ class Ladder:
         layers = Rung("layers: basis", "layers", nn.Sequential(*standard), self, map="basis")
         yield layers
         yield layers.but("layers: basis, contrastive", refine="contrastive")
-        for space in ("layers", "fine") if self.args.fine else ():
-            yield from self.tries(space)
 
     def depth(self) -> "Iterator[Rung]":
         """One layer alone, standardized, from the first to the last."""
@@ -130,55 +124,32 @@ class Ladder:
     def adapters(self, space: str, kinds: tuple[str, ...]) -> "Iterator[Rung]":
         for kind in kinds:
             with self.told(f"adapter on {space}: {kind}"):
-                rung = self.adapter(space, kind)
+                rung = self.adapter(space, kind, "linear")
                 yield from rung.families() if kind == "discriminant" and space == "layers" else (rung,)
                 yield rung.but(f"{rung.name}, features auto", features="auto")
                 yield rung.but(f"{rung.name}, contrastive", refine="contrastive")
-
-    def tries(self, space: str) -> "Iterator[Rung]":
-        """For the ranks of crops: a wider reading, the window that is shown, noise made even."""
-        few, most = min(256, self.args.directions), self.args.directions
-        for features in ("linear", "linear+window"):
-            name = f"crop tries: {space}, {features}"
-            with self.told(name):
-                made = self.adapter(
-                    space, "discriminant", features=features, width=max(512, 2 * most), projection=few
-                )
-                made = made.but(f"{name}, discriminant", space=f"{name} discriminant", projection=most)
-                yield made
-                yield made.but(f"{name}, discriminant, contrastive", refine="contrastive")
-                even = made.but(f"{name}, balanced", space=f"{name} balanced", embed=balanced(made))
-                yield even
-                yield even.but(f"{name}, balanced, contrastive", refine="contrastive")
-                hidden = self.adapter(
-                    space, "hidden", features=features, width=max(512, 2 * most), projection=few
-                )
-                hidden = hidden.but(f"{name}, hidden", space=f"{name} hidden", projection=most)
-                yield hidden.but(f"{name}, hidden, contrastive", refine="contrastive")
+            with self.told(f"adapter on {space}: {kind}, window"):
+                rung = self.adapter(space, kind, "linear+window")
+                yield rung
+                yield rung.but(f"{rung.name}, contrastive", refine="contrastive")
 
     def standard(self, space: str) -> tuple[Columns, Neck]:
         chosen = self.frozen.spaces[space]
         columns = Columns(chosen.columns)
         return columns, Neck.standardizing(columns(self.frozen.plain), chosen.layers)
 
-    def adapter(
-        self,
-        space: str,
-        kind: str,
-        *,
-        features: str = "linear",
-        width: int = 512,
-        projection: int | str = "auto",
-    ) -> "Rung":
+    def adapter(self, space: str, kind: str, features: str) -> "Rung":
+        """Behind the standardized columns, made with a basis map of these features, which the rung then reads too."""
         began = time.perf_counter()
         columns, standard = self.standard(space)
         plain = standard(columns(self.frozen.plain))
-        rung = Rung(f"adapter on {space}: {kind}", f"{space} {kind}", nn.Sequential(columns, standard), self)
-        rung = rung.but(rung.name, map="basis", features=features, projection=projection)
-        settings = {"map": "basis", "projection": projection, "features": rung.phi()}
+        name = f"{space} {kind}{', window' if 'window' in features else ''}"
+        rung = Rung(f"adapter on {name.replace(' ', ': ', 1)}", name, nn.Sequential(columns, standard), self)
+        rung = replace(rung, map="basis", features=features)
+        settings = {"map": "basis", "projection": "auto", "features": rung.phi()}
         neck = adapted(
             standard, rung.source(), plain, self.frozen.spaces[space].layers["final"], kind, views=self.args.views,
-            settings=settings, memory=10 * self.args.memory, width=width,
+            settings=settings, memory=10 * self.args.memory,
         )  # fmt: skip
         return replace(rung, embed=nn.Sequential(columns, neck), neck_seconds=time.perf_counter() - began)
 
@@ -225,7 +196,6 @@ class Rung:
     features: str = "linear"
     refine: str | None = None
     rank: int | None = None
-    projection: int | str = "auto"
     by_parameter: bool = False
     neck_seconds: float = 0.0
 
@@ -254,7 +224,7 @@ class Rung:
     def fit(self) -> tuple[Steer, int]:
         steering = fit_embeddings(
             self.source(), map=self.map, rank=self.rank, refine=self.refine, memory=self.ladder.args.memory,
-            projection=self.projection if self.map in ("basis", "low_rank") else None, strict=False,
+            projection="auto" if self.map in ("basis", "low_rank") else None, strict=False,
             features=self.phi(),
         ).requires_grad_(False)  # fmt: skip
         return steering, steering.dim
