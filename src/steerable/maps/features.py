@@ -33,20 +33,20 @@ class Features(nn.Module):
             "harmonics" sin(2 pi m theta / P) and cos(2 pi m theta / P) - 1 for m = 1, 2, of each
             coordinate with a period; "window" the part of the image that a crop shows: w - 1, h - 1, x, y
             with half its width and height and its center, [-1, 1] spanning the image and y pointing down,
-            these divided by what the scales allow for 1 - w; the products of these four; and each of the
-            four times each flip. "auto" alone is linear, squares and pairwise, with harmonics where there is
-            a period and window where there is a crop: `fit_embeddings` chooses from these.
+            these divided by what the scales allow for 1 - w; and the products of these four. "auto" alone is
+            linear, squares and pairwise, with harmonics where there is a period and window where there is a
+            crop: `fit_embeddings` chooses from these.
         n_params: p.
         scales: one positive number per coordinate, usually its largest absolute value, so that phi is of
             order one; ones by default.
         periods: one positive number or None per coordinate; none by default.
-        window: where zoom, aspect, shift_x and shift_y stand in theta, then any flips; none by default. Units
-            are those of `steerable.transforms.Crop`.
+        window: where zoom, aspect, shift_x and shift_y stand in theta, in the units of
+            `steerable.transforms.Crop`; none by default.
 
     Raises:
         ConfigError: unknown or repeated expansion, harmonics without a period, "window" without window, no
             function at all, scales and periods that are not p positive numbers, or a window that is not
-            four places or more.
+            four places.
     """
 
     scales: Tensor
@@ -114,8 +114,11 @@ class Features(nn.Module):
     def term_sizes(self) -> dict[str, int]:
         """How many functions each part of the expansion has, in the order of phi's columns."""
         p = self.n_params
-        sizes = {"pairwise": p * (p - 1) // 2, "harmonics": 2 * len(_ORDERS) * len(self._periodic)}
-        sizes["window"] = 14 + 4 * len(self.window[4:])
+        sizes = {
+            "pairwise": p * (p - 1) // 2,
+            "harmonics": 2 * len(_ORDERS) * len(self._periodic),
+            "window": 14,
+        }
         return {term: sizes.get(term, p) for term in self.terms}
 
     @property
@@ -207,15 +210,13 @@ class Features(nn.Module):
         return torch.cat([f for wave in waves for f in (wave.sin(), wave.cos() - 1)], dim=-1)
 
     def _window(self, theta: Float[Tensor, "*batch p"]) -> Float[Tensor, "*batch m"]:
-        zoom, aspect, *shifts = (theta[..., i] for i in self.window[:4])
-        flips = theta[..., self.window[4:]]
+        zoom, aspect, *shifts = (theta[..., i] for i in self.window)
         halves = [(-zoom - aspect / 2).exp2(), (aspect / 2 - zoom).exp2()]
         centers = [-2 * shift * half for shift, half in zip(shifts, halves, strict=True)]
         most = self.scale_values[self.window[0]] + self.scale_values[self.window[1]] / 2
         x = torch.stack([*(half - 1 for half in halves), *centers], dim=-1) / (1 - 2**-most)
         first, second = torch.triu_indices(4, 4, device=x.device)
-        flipped = (flips[..., None] * x[..., None, :]).flatten(-2)
-        return torch.cat([x, x[..., first] * x[..., second], flipped], dim=-1)
+        return torch.cat([x, x[..., first] * x[..., second]], dim=-1)
 
 
 def as_features(features: str | Features, n_params: int) -> Features:
@@ -247,12 +248,12 @@ def _parse(expansion: str) -> tuple[str, ...]:
 
 
 def _places(window: Sequence[int], n_params: int) -> tuple[int, ...]:
-    """Four different places in theta or more, or ConfigError."""
+    """Four different places in theta, or ConfigError."""
     places = list(window)
-    if len(places) < 4 or len(set(places)) < len(places) or not set(places) <= set(range(n_params)):
+    if len(places) != 4 or len(set(places)) < 4 or not set(places) <= set(range(n_params)):
         raise ConfigError(
-            f"window is {places}; expected the places of zoom, aspect, shift_x, shift_y and any flips, each "
-            f"once, among {n_params} coordinates: correct window="
+            f"window is {places}; expected the places of zoom, aspect, shift_x and shift_y, each once, among "
+            f"{n_params} coordinates: correct window="
         )
     return tuple(map(int, places))
 

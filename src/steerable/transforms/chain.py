@@ -65,11 +65,9 @@ class Chain(Transform):
 
     @property
     def window(self) -> list[int] | None:
-        """The places in theta of a crop's zoom, aspect, shift_x and shift_y, then of the flips; None without a crop."""
-        names = [param.name for param in self.params]
-        parts = [part for kind in ("crop", "hflip", "vflip") for part in self.members if part.name == kind]
-        places = [names.index(param.name) for part in parts for param in part.params]
-        return places if len(places) >= 4 else None
+        """The places of a crop's zoom, aspect, shift_x and shift_y in theta; None without a crop."""
+        crop = [param for member in self.members if member.name == "crop" for param in member.params]
+        return [self.params.index(param) for param in crop] or None
 
     def sample(self, n: int, *, generator: torch.Generator) -> Float[Tensor, "n p"]:
         """Draw each member's theta, in listed order, from one generator: (n, p), float32 on the CPU."""
