@@ -1,19 +1,20 @@
 """How far a frozen ImageNet encoder can be steered, rung by rung: maps, layers, adapters; error, ranks, price, probe.
 
     python benchmarks/ladder.py --name mobilenetv2_100 --data ../shared/data --cache CACHE
-    python benchmarks/ladder.py --data DATA --fine --views 12 --measured 96 --directions 512 --memory 40  # on a GPU
 
 One encoder pass per view gives all layers; the rungs on the final embedding read its columns. With --cache a second
-run only fits and measures. With --fine there are tries for the crop at the end, which read finer statistics of the
-early stages. Writes ladder_NAME.json (all rungs) and maps_NAME.json (map families by parameter) after each rung.
+run only fits and measures. Writes ladder_NAME.json (all rungs) and maps_NAME.json (map families by parameter) after
+each rung; --keep goes on there.
 """
 
 import argparse
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from frozen import SHOWN, VIEWS, Columns, Frozen, add_arguments
@@ -41,6 +42,7 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--rungs", default="", help="only those whose name contains this")
+    parser.add_argument("--keep", action="store_true", help="go on with what the last run's JSON holds")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB that one fit may take")
     args = parser.parse_args()
     frozen = Frozen(args)
@@ -56,10 +58,14 @@ class Ladder:
         self.rows: list[dict[str, Any]] = []
         self.alone: list[dict[str, Any]] = []
         self.probes: dict[str, float] = {}
+        if self.args.keep:
+            tables = (json.loads(self.path(name).read_text())["rows"] for name in ("ladder", "maps"))
+            self.rows, self.alone = tables
+        self.known = {row["rung"] for row in self.rows}
 
     def measure(self) -> None:
         for rung in self.rungs():
-            if self.args.rungs not in rung.name:
+            if self.args.rungs not in rung.name or rung.name in self.known:
                 continue
             if self.frozen.elapsed > self.args.seconds:
                 self.frozen.tell(f"time is up before {rung.name}")
@@ -105,12 +111,13 @@ class Ladder:
         yield final.but("maps: basis, cosine", map="basis", refine="cosine")
         yield final.but("maps: basis, contrastive", map="basis", refine="contrastive")
         yield from self.depth()
-        yield from self.adapters("final", ("discriminant",))
-        yield from self.adapters("layers", ("discriminant", "linear", "hidden"))
+        yield from self.adapters("final", "discriminant", "linear")
+        yield from self.adapters("layers", "discriminant", "linear")
+        for kind in ("discriminant", "linear", "hidden"):
+            yield from self.adapters("layers", kind, "linear+window")
         standard = self.standard("layers")
         layers = Rung("layers: basis", "layers", nn.Sequential(*standard), self, map="basis")
         yield layers
-        yield layers.but("layers: basis, contrastive", refine="contrastive")
 
     def depth(self) -> "Iterator[Rung]":
         """One layer alone, standardized, from the first to the last."""
@@ -121,31 +128,27 @@ class Ladder:
             embed = nn.Sequential(columns, Neck.standardizing(columns(self.frozen.plain), whole))
             yield Rung(f"depth: {name}", f"depth {name}", embed, self, map="basis")
 
-    def adapters(self, space: str, kinds: tuple[str, ...]) -> "Iterator[Rung]":
-        for kind in kinds:
-            with self.told(f"adapter on {space}: {kind}"):
-                rung = self.adapter(space, kind, "linear")
-                yield from rung.families() if kind == "discriminant" and space == "layers" else (rung,)
-                yield rung.but(f"{rung.name}, features auto", features="auto")
-                yield rung.but(f"{rung.name}, contrastive", refine="contrastive")
-            with self.told(f"adapter on {space}: {kind}, window"):
-                rung = self.adapter(space, kind, "linear+window")
-                yield rung
-                yield rung.but(f"{rung.name}, contrastive", refine="contrastive")
+    def adapters(self, space: str, kind: str, features: str) -> "Iterator[Rung]":
+        name = f"adapter on {space}: {kind}{', window' if 'window' in features else ''}"
+        with self.told(name):
+            rung = self.adapter(name, space, kind, features)
+            whole = space == "layers" and features == "linear"
+            yield from rung.families() if whole else (rung,)
+            if whole:
+                yield rung.but(f"{name}, features auto", features="auto")
+            yield rung.but(f"{name}, contrastive", refine="contrastive")
 
     def standard(self, space: str) -> tuple[Columns, Neck]:
         chosen = self.frozen.spaces[space]
         columns = Columns(chosen.columns)
         return columns, Neck.standardizing(columns(self.frozen.plain), chosen.layers)
 
-    def adapter(self, space: str, kind: str, features: str) -> "Rung":
+    def adapter(self, name: str, space: str, kind: str, features: str) -> "Rung":
         """Behind the standardized columns, made with a basis map of these features, which the rung then reads too."""
         began = time.perf_counter()
         columns, standard = self.standard(space)
         plain = standard(columns(self.frozen.plain))
-        name = f"{space} {kind}{', window' if 'window' in features else ''}"
-        rung = Rung(f"adapter on {name.replace(' ', ': ', 1)}", name, nn.Sequential(columns, standard), self)
-        rung = replace(rung, map="basis", features=features)
+        rung = Rung(name, name, nn.Sequential(columns, standard), self, map="basis", features=features)
         settings = {"map": "basis", "projection": "auto", "features": rung.phi()}
         neck = adapted(
             standard, rung.source(), plain, self.frozen.spaces[space].layers["final"], kind, views=self.args.views,
@@ -158,7 +161,7 @@ class Ladder:
             return
         args, rows = self.args, self.rows
         given = f"--photos {args.photos} --small {args.small} --views {args.views} --measured {args.measured}"
-        command = f"python benchmarks/ladder.py --name {args.name} {given}{' --fine' if args.fine else ''}"
+        command = f"python benchmarks/ladder.py --name {args.name} {given}"
         price = f"{self.frozen.passes:,} encoder passes in {self.frozen.seconds:.0f} s from the start, images read"
         kinds = {key: [row for row in rows if row["images"] == key] for key in self.frozen.tests}
         best = {
@@ -172,16 +175,18 @@ class Ladder:
             "maps": f"frozen {args.name}: map families by parameter, each alone, over its range; {ranks}",
         }
         for name, table, figures in (("ladder", rows, best), ("maps", self.alone, {})):
-            path = (args.out or RESULTS) / f"{name}_{args.name}.json"
             record(
-                path.stem,
+                self.path(name).stem,
                 claim=claims[name],
                 command=command,
                 rows=table,
                 figures=figures,
                 seeds=[0],
-                path=path,
+                path=self.path(name),
             )
+
+    def path(self, name: str) -> Path:
+        return (self.args.out or RESULTS) / f"{name}_{self.args.name}.json"
 
 
 @dataclass

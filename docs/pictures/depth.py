@@ -17,7 +17,7 @@ RESULTS = FOLDER.parents[1] / "results"
 ENCODERS = {"mobilenetv1_100": "MobileNetV1", "mobilenetv2_100": "MobileNetV2"}
 THEMES = {"depth": ("#1f2933", "#ffffff", "#d0d0d0"), "depth-dark": ("#e6edf3", "#0d1117", "#30363d")}
 LINES = {"joint": ("all together", "#0072b2"), "crop": ("crop", "#d55e00"), "color": ("color", "#009e73")}
-JOINED = "adapter on layers: discriminant"
+JOINED = "adapter on layers: discriminant, window"
 
 
 def draw(ink: str, paper: str, grid: str) -> Figure:
