@@ -88,7 +88,8 @@ class Frozen:
             "final": Space(final, {"final": slice(0, len(final))}),
             "layers": Space(columns, dict(layers)),
         }
-        self.passes = 0
+        self.passes = self.new = 0  # in all; not found in the cache
+        self.seconds = 0.0  # that the new ones took
         self._load()
 
     def _load(self) -> None:
@@ -123,7 +124,6 @@ class Frozen:
         raw = self.raw("pairs", self.images, theta)
         self.theta, self.plain, self.moved = theta[:, 1:].to(self.device), raw[:, 0], raw[:, 1:]
         self.tell(f"pairs encoded: {self.passes:,} passes")
-        self.seconds = self.elapsed
         self.tests = {kind: self._test(kind) for kind in self.held}
         self.labeled = {
             name: tuple(
@@ -139,18 +139,19 @@ class Frozen:
         theta = torch.zeros(len(images), 1, len(self.chain.params)) if theta is None else theta
         out = torch.empty(*theta.shape[:2], self.encoder.raw_dim, device=self.device)
         size = 256 if self.device.type == "cuda" else 16
-        self.passes += theta.shape[0] * theta.shape[1]  # those that --cache still holds as well
+        self.passes += theta.shape[0] * theta.shape[1]
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             out[rows] = self._kept(f"{tag}-{start}", lambda rows=rows: self._views(images[rows], theta[rows]))
         return out
 
     def _views(self, images: Tensor, theta: Tensor) -> Tensor:
-        batch = as_float(images.to(self.device))
-        views = []
+        began, batch, views = time.perf_counter(), as_float(images.to(self.device)), []
         for v in range(theta.shape[1]):
             moved = self.chain.apply(batch, theta[:, v]) if bool(theta[:, v].any()) else batch
-            views.append(self.look(moved.contiguous(memory_format=torch.channels_last)))
+            views.append(self.look(moved.contiguous(memory_format=torch.channels_last)).cpu())
+        self.new += theta.shape[0] * theta.shape[1]
+        self.seconds += time.perf_counter() - began
         return torch.stack(views, dim=1)
 
     def _kept(self, tag: str, make: Callable[[], Tensor]) -> Tensor:
@@ -160,9 +161,9 @@ class Frozen:
         settings = f"{args.size}-{args.photos}-{args.small}-{args.views}-{args.measured}"
         path = args.cache / "ladder" / args.name / settings / f"{tag.replace(' ', '-')}.safetensors"
         if not path.exists():
-            raw = make().cpu().contiguous()
+            raw = make()
             write_whole(path, lambda partial: save_file({"raw": raw}, partial))
-        return load_file(path)["raw"].to(self.device)
+        return load_file(path)["raw"]
 
     def _test(self, kind: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Raw views (n, v, r) with thetas (n, v, p), by what is drawn; "plain" has one view."""
@@ -218,6 +219,10 @@ class Frozen:
     @property
     def elapsed(self) -> float:
         return time.perf_counter() - self.began
+
+    def price(self) -> str:
+        cached = "" if self.new == self.passes else f", all but {self.new:,} of them from the cache"
+        return f"{self.passes:,} encoder passes ({self.seconds:.0f} s{cached})"
 
     def tell(self, text: str) -> None:
         print(f"{self.elapsed:6.0f} s  {text}", flush=True)

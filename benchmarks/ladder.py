@@ -162,7 +162,6 @@ class Ladder:
         args, rows = self.args, self.rows
         given = f"--photos {args.photos} --small {args.small} --views {args.views} --measured {args.measured}"
         command = f"python benchmarks/ladder.py --name {args.name} {given}"
-        price = f"{self.frozen.passes:,} encoder passes in {self.frozen.seconds:.0f} s from the start, images read"
         kinds = {key: [row for row in rows if row["images"] == key] for key in self.frozen.tests}
         best = {
             f"best {key}, {drawn}, {kind}": figure([max(row[f"{drawn}_{key}"] for row in kinds[kind])])
@@ -170,7 +169,7 @@ class Ladder:
         }  # fmt: skip
         ranks = f"ranks among {VIEWS} views of one image; {self.args.measured} held-out images of each kind"
         claims = {
-            "ladder": f"how far frozen {args.name} can be steered, rung by rung; {price}; {ranks}; "
+            "ladder": f"how far frozen {args.name} can be steered, rung by rung; {self.frozen.price()}; {ranks}; "
             f"chain {self.frozen.ranges()}",
             "maps": f"frozen {args.name}: map families by parameter, each alone, over its range; {ranks}",
         }

@@ -119,8 +119,8 @@ def write(frozen: Frozen, rows: list[dict[str, Any]]) -> None:
     args = frozen.args
     given = f"--photos {args.photos} --small {args.small} --views {args.views} --measured {args.measured}"
     claim = (
-        f"frozen {args.name} with more pairs: {frozen.passes:,} encoder passes in {frozen.seconds:.0f} s from the "
-        f"start, images read; {args.measured} held-out images of each kind; chain {frozen.ranges()}"
+        f"frozen {args.name} with more pairs: {frozen.price()}; {args.measured} held-out images of each kind; "
+        f"chain {frozen.ranges()}"
     )
     most = max(row["pairs"] for row in rows)
     figures = {
