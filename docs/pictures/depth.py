@@ -3,7 +3,7 @@
     python docs/pictures/depth.py
 
 From the rungs "depth" of results/ladder_NAME.json, which benchmarks/ladder.py measured: a ridge map on each layer
-alone, photographs. Dotted is the rung that joins all layers behind the discriminant adapter.
+alone, photographs. Dotted is the rung that joins all layers behind the discriminant adapter, with windows.
 """
 
 import json
@@ -29,13 +29,14 @@ def draw(ink: str, paper: str, grid: str) -> Figure:
         draw_encoder(panel, {row["rung"]: row for row in rows if row["images"] == "photographs"})
         panel.set_title(title, color=ink, fontsize=12, loc="left")
         panel.set_xlabel("layer of the network", color=ink)
-        panel.set(ylim=(0, 1.05), facecolor=paper)
+        panel.set(ylim=(0, 1.08), facecolor=paper)
         panel.grid(axis="y", color=grid, linewidth=0.6)
         panel.tick_params(colors=ink, length=0)
         for side, spine in panel.spines.items():
             spine.set_visible(side == "bottom")
             spine.set_color(grid)
     axes[0].set_ylabel("left of the motion after steering", color=ink)
+    axes[0].plot([], [], color=ink, linewidth=1.2, linestyle=":", label="all layers")
     axes[0].legend(frameon=False, labelcolor=ink, fontsize=9, loc="upper left")
     figure.tight_layout()
     return figure
