@@ -47,5 +47,6 @@ tables: setup
 
 docs: setup
 	$(BIN)/python docs/pictures/idea.py
+	$(BIN)/python docs/pictures/depth.py
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python benchmarks/results_table.py

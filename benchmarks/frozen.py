@@ -25,7 +25,6 @@ from steerable.data import load_images
 from steerable.data.cache import write_whole
 from steerable.data.images import as_float, random_order
 from steerable.encoders import load_encoder
-from steerable.encoders.layers import STATISTICS
 from steerable.evaluate.minibatch import split_off
 from steerable.posthoc.pairs import Pair
 from steerable.transforms import Chain
@@ -37,16 +36,6 @@ COLOR = ("brightness", "contrast", "saturation", "hue")
 VIEWS = 50  # pool in which ranks are counted
 SHOWN = ("relative_error", "r2", "invariance_level", "mrr", "hit_at_1", "hit_at_5")
 STRENGTHS = (0.001, 0.0056, 0.032, 0.18)  # of the probe: the optimum of standardized embeddings lies inside
-PLAIN, EARLY = "mean+std+grid", ("stage0", "stage1", "stage2")
-
-
-def _deviations(x: Tensor) -> Tensor:
-    mean, square = F.adaptive_avg_pool2d(x, 2), F.adaptive_avg_pool2d(x * x, 2)
-    return (square - mean.square()).clamp_min(1e-12).sqrt().flatten(1)
-
-
-# Tried for the crop, on early stages: means of sixteenths and deviations of quarters. No option of the library.
-FINE = {"grid4": lambda x: F.adaptive_avg_pool2d(x, 4).flatten(1), "deviations": _deviations}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--measured", type=int, default=32, help="held-out images of each kind")
-    parser.add_argument("--fine", action="store_true", help="also read finer statistics of the early stages")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing new after so long")
     parser.add_argument("--out", type=Path, help="folder of the JSON; the default is results/")
 
@@ -86,44 +74,23 @@ class Frozen:
         self.device = torch.device(args.device)
         torch.backends.cudnn.benchmark = True
         self.chain = Chain.preset("simclr")
-        STATISTICS.update(FINE if args.fine else {})
-        statistics = "+".join([PLAIN, *(FINE if args.fine else ())])
         place = args.data.resolve() / "weights" / args.name
-        encoder = load_encoder(
-            f"timm/local-dir:{place}", layers="all", statistics=statistics, image_size=args.size
-        )
+        encoder = load_encoder(f"timm/local-dir:{place}", layers="all", image_size=args.size)
         self.encoder = encoder.eval().requires_grad_(False).to(self.device)
         self.encoder.network.to(memory_format=torch.channels_last)
         self.look = self.encoder.raw
         if self.device.type == "cpu":  # half the time, for a minute of compiling; equal to 1e-6
             torch._inductor.config.freezing = True
             self.look = torch.compile(self.encoder._forward_raw, dynamic=True)
-        self.read, self.spaces = self._columns()
-        self.passes = 0
-        self._load()
-
-    def _columns(self) -> tuple[Tensor, dict[str, Space]]:
-        """Columns of Encoder.raw that are kept, and the spaces among these."""
-        kept, plain, layers, start = [], [], {}, 0
-        for name, part in self.encoder.layers.items():
-            whole = torch.arange(part.start, part.stop)
-            own = whole if name == "final" else whole[: len(whole) * 6 // 26] if self.args.fine else whole
-            more = whole if self.args.fine and name in EARLY else own
-            plain.append(torch.arange(start, start + len(own)))
-            layers[name] = (len(own), len(more))
-            kept.append(more)
-            start += len(more)
-        final = torch.arange(start - layers["final"][1], start)
-        spaces = {
+        layers, columns = encoder.layers, torch.arange(encoder.raw_dim, device=self.device)
+        final = columns[layers["final"]]
+        self.spaces = {
             "final": Space(final, {"final": slice(0, len(final))}),
-            "layers": Space(torch.cat(plain), _slices({name: n for name, (n, _) in layers.items()})),
-            "fine": Space(torch.arange(start), _slices({name: n for name, (_, n) in layers.items()})),
+            "layers": Space(columns, dict(layers)),
         }
-        if not self.args.fine:
-            del spaces["fine"]
-        for space in spaces.values():
-            space.columns = space.columns.to(self.device)
-        return torch.cat(kept).to(self.device), spaces
+        self.passes = self.new = 0  # in all; not found in the cache
+        self.seconds = 0.0  # that the new ones took
+        self._load()
 
     def _load(self) -> None:
         args, side = self.args, self.encoder.image_size
@@ -157,7 +124,6 @@ class Frozen:
         raw = self.raw("pairs", self.images, theta)
         self.theta, self.plain, self.moved = theta[:, 1:].to(self.device), raw[:, 0], raw[:, 1:]
         self.tell(f"pairs encoded: {self.passes:,} passes")
-        self.seconds = self.elapsed
         self.tests = {kind: self._test(kind) for kind in self.held}
         self.labeled = {
             name: tuple(
@@ -171,32 +137,33 @@ class Frozen:
     def raw(self, tag: str, images: Tensor, theta: Tensor | None = None) -> Tensor:
         """Raw embeddings (n, v, r) of images at thetas (n, v, p); plain ones (n, 1, r) without."""
         theta = torch.zeros(len(images), 1, len(self.chain.params)) if theta is None else theta
-        out = torch.empty(*theta.shape[:2], len(self.read), device=self.device)
+        out = torch.empty(*theta.shape[:2], self.encoder.raw_dim, device=self.device)
         size = 256 if self.device.type == "cuda" else 16
-        self.passes += theta.shape[0] * theta.shape[1]  # those that --cache still holds as well
+        self.passes += theta.shape[0] * theta.shape[1]
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             out[rows] = self._kept(f"{tag}-{start}", lambda rows=rows: self._views(images[rows], theta[rows]))
         return out
 
     def _views(self, images: Tensor, theta: Tensor) -> Tensor:
-        batch = as_float(images.to(self.device))
-        views = []
+        began, batch, views = time.perf_counter(), as_float(images.to(self.device)), []
         for v in range(theta.shape[1]):
             moved = self.chain.apply(batch, theta[:, v]) if bool(theta[:, v].any()) else batch
-            views.append(self.look(moved.contiguous(memory_format=torch.channels_last))[:, self.read])
+            views.append(self.look(moved.contiguous(memory_format=torch.channels_last)).cpu())
+        self.new += theta.shape[0] * theta.shape[1]
+        self.seconds += time.perf_counter() - began
         return torch.stack(views, dim=1)
 
     def _kept(self, tag: str, make: Callable[[], Tensor]) -> Tensor:
         args = self.args
         if args.cache is None:
             return make()
-        settings = f"{args.size}-{args.photos}-{args.small}-{args.views}-{args.measured}-{args.fine}"
+        settings = f"{args.size}-{args.photos}-{args.small}-{args.views}-{args.measured}"
         path = args.cache / "ladder" / args.name / settings / f"{tag.replace(' ', '-')}.safetensors"
         if not path.exists():
-            raw = make().cpu().contiguous()
+            raw = make()
             write_whole(path, lambda partial: save_file({"raw": raw}, partial))
-        return load_file(path)["raw"].to(self.device)
+        return load_file(path)["raw"]
 
     def _test(self, kind: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Raw views (n, v, r) with thetas (n, v, p), by what is drawn; "plain" has one view."""
@@ -253,6 +220,10 @@ class Frozen:
     def elapsed(self) -> float:
         return time.perf_counter() - self.began
 
+    def price(self) -> str:
+        cached = "" if self.new == self.passes else f", all but {self.new:,} of them from the cache"
+        return f"{self.passes:,} encoder passes ({self.seconds:.0f} s{cached})"
+
     def tell(self, text: str) -> None:
         print(f"{self.elapsed:6.0f} s  {text}", flush=True)
 
@@ -304,8 +275,3 @@ def _logistic(x: Tensor, y: Tensor, c: float, start: Tensor | None) -> Tensor:
 
     optimizer.step(closure)
     return weights.detach()
-
-
-def _slices(widths: dict[str, int]) -> dict[str, slice]:
-    ends = torch.tensor(list(widths.values())).cumsum(0).tolist()
-    return {name: slice(end - n, end) for (name, n), end in zip(widths.items(), ends, strict=True)}

@@ -1,28 +1,28 @@
 """How far a frozen ImageNet encoder can be steered, rung by rung: maps, layers, adapters; error, ranks, price, probe.
 
     python benchmarks/ladder.py --name mobilenetv2_100 --data ../shared/data --cache CACHE
-    python benchmarks/ladder.py --data DATA --fine --views 12 --measured 96 --directions 512 --memory 40  # on a GPU
 
 One encoder pass per view gives all layers; the rungs on the final embedding read its columns. With --cache a second
-run only fits and measures. With --fine there are tries for the crop at the end, which read finer statistics of the
-early stages. Writes ladder_NAME.json (all rungs) and maps_NAME.json (map families by parameter) after each rung.
+run only fits and measures. Writes ladder_NAME.json (all rungs) and maps_NAME.json (map families by parameter) after
+each rung; --keep goes on there.
 """
 
 import argparse
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from crop import balanced, window_of
 from frozen import SHOWN, VIEWS, Columns, Frozen, add_arguments
 from record import RESULTS, figure, record
 from torch import Tensor, nn
 
 from steerable.encoders import Neck
-from steerable.fitting import LARGEST, fit_embeddings
+from steerable.fitting import fit_embeddings
 from steerable.maps import Features
 from steerable.model import features_for
 from steerable.posthoc.adapter import adapted
@@ -42,10 +42,8 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--rungs", default="", help="only those whose name contains this")
+    parser.add_argument("--keep", action="store_true", help="go on with what the last run's JSON holds")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB that one fit may take")
-    parser.add_argument(
-        "--directions", type=int, default=128, help="that maps read in the tries for the crop; 512 want a GPU"
-    )
     args = parser.parse_args()
     frozen = Frozen(args)
     frozen.encode()
@@ -60,10 +58,14 @@ class Ladder:
         self.rows: list[dict[str, Any]] = []
         self.alone: list[dict[str, Any]] = []
         self.probes: dict[str, float] = {}
+        if self.args.keep:
+            tables = (json.loads(self.path(name).read_text())["rows"] for name in ("ladder", "maps"))
+            self.rows, self.alone = tables
+        self.known = {row["rung"] for row in self.rows}
 
     def measure(self) -> None:
         for rung in self.rungs():
-            if self.args.rungs not in rung.name:
+            if self.args.rungs not in rung.name or rung.name in self.known:
                 continue
             if self.frozen.elapsed > self.args.seconds:
                 self.frozen.tell(f"time is up before {rung.name}")
@@ -109,14 +111,13 @@ class Ladder:
         yield final.but("maps: basis, cosine", map="basis", refine="cosine")
         yield final.but("maps: basis, contrastive", map="basis", refine="contrastive")
         yield from self.depth()
-        yield from self.adapters("final", ("discriminant",))
-        yield from self.adapters("layers", ("discriminant", "linear", "hidden"))
+        yield from self.adapters("final", "discriminant", "linear")
+        yield from self.adapters("layers", "discriminant", "linear")
+        for kind in ("discriminant", "linear", "hidden"):
+            yield from self.adapters("layers", kind, "linear+window")
         standard = self.standard("layers")
         layers = Rung("layers: basis", "layers", nn.Sequential(*standard), self, map="basis")
         yield layers
-        yield layers.but("layers: basis, contrastive", refine="contrastive")
-        for space in ("layers", "fine") if self.args.fine else ():
-            yield from self.tries(space)
 
     def depth(self) -> "Iterator[Rung]":
         """One layer alone, standardized, from the first to the last."""
@@ -127,54 +128,31 @@ class Ladder:
             embed = nn.Sequential(columns, Neck.standardizing(columns(self.frozen.plain), whole))
             yield Rung(f"depth: {name}", f"depth {name}", embed, self, map="basis")
 
-    def adapters(self, space: str, kinds: tuple[str, ...]) -> "Iterator[Rung]":
-        for kind in kinds:
-            with self.told(f"adapter on {space}: {kind}"):
-                rung = self.adapter(space, kind)
-                yield from rung.families() if kind == "discriminant" and space == "layers" else (rung,)
-                yield rung.but(f"{rung.name}, features auto", features="auto")
-                yield rung.but(f"{rung.name}, contrastive", refine="contrastive")
-
-    def tries(self, space: str) -> "Iterator[Rung]":
-        """For the ranks of crops: a wider reading, theta as the window that is shown, noise made even."""
-        few, most = min(256, self.args.directions), self.args.directions
-        for window in (False, True):
-            name = f"crop tries: {space}{', window' if window else ''}"
-            with self.told(name):
-                made = self.adapter(
-                    space, "discriminant", window=window, width=max(512, 2 * most), projection=few
-                )
-                made = made.but(f"{name}, discriminant", space=f"{name} discriminant", projection=most)
-                yield made
-                yield made.but(f"{name}, discriminant, contrastive", refine="contrastive")
-                if not window:
-                    yield made.but(f"{name}, discriminant, pairwise", features=LARGEST, projection=few)
-                even = made.but(f"{name}, balanced", space=f"{name} balanced", embed=balanced(made))
-                yield even
-                yield even.but(f"{name}, balanced, contrastive", refine="contrastive")
-                hidden = self.adapter(
-                    space, "hidden", window=window, width=max(512, 2 * most), projection=few
-                )
-                hidden = hidden.but(f"{name}, hidden", space=f"{name} hidden", projection=most)
-                yield hidden.but(f"{name}, hidden, contrastive", refine="contrastive")
+    def adapters(self, space: str, kind: str, features: str) -> "Iterator[Rung]":
+        name = f"adapter on {space}: {kind}{', window' if 'window' in features else ''}"
+        with self.told(name):
+            rung = self.adapter(name, space, kind, features)
+            whole = space == "layers" and features == "linear"
+            yield from rung.families() if whole else (rung,)
+            if whole:
+                yield rung.but(f"{name}, features auto", features="auto")
+            yield rung.but(f"{name}, contrastive", refine="contrastive")
 
     def standard(self, space: str) -> tuple[Columns, Neck]:
         chosen = self.frozen.spaces[space]
         columns = Columns(chosen.columns)
         return columns, Neck.standardizing(columns(self.frozen.plain), chosen.layers)
 
-    def adapter(
-        self, space: str, kind: str, *, window: bool = False, width: int = 512, projection: int | str = "auto"
-    ) -> "Rung":
+    def adapter(self, name: str, space: str, kind: str, features: str) -> "Rung":
+        """Behind the standardized columns, made with a basis map of these features, which the rung then reads too."""
         began = time.perf_counter()
         columns, standard = self.standard(space)
         plain = standard(columns(self.frozen.plain))
-        rung = Rung(f"adapter on {space}: {kind}", f"{space} {kind}", nn.Sequential(columns, standard), self)
-        rung = rung.but(rung.name, map="basis", window=window, projection=projection)
-        settings = {"map": "basis", "projection": projection} | rung.coordinates()
+        rung = Rung(name, name, nn.Sequential(columns, standard), self, map="basis", features=features)
+        settings = {"map": "basis", "projection": "auto", "features": rung.phi()}
         neck = adapted(
             standard, rung.source(), plain, self.frozen.spaces[space].layers["final"], kind, views=self.args.views,
-            settings=settings, memory=10 * self.args.memory, width=width,
+            settings=settings, memory=10 * self.args.memory,
         )  # fmt: skip
         return replace(rung, embed=nn.Sequential(columns, neck), neck_seconds=time.perf_counter() - began)
 
@@ -183,8 +161,7 @@ class Ladder:
             return
         args, rows = self.args, self.rows
         given = f"--photos {args.photos} --small {args.small} --views {args.views} --measured {args.measured}"
-        command = f"python benchmarks/ladder.py --name {args.name} {given}{' --fine' if args.fine else ''}"
-        price = f"{self.frozen.passes:,} encoder passes in {self.frozen.seconds:.0f} s from the start, images read"
+        command = f"python benchmarks/ladder.py --name {args.name} {given}"
         kinds = {key: [row for row in rows if row["images"] == key] for key in self.frozen.tests}
         best = {
             f"best {key}, {drawn}, {kind}": figure([max(row[f"{drawn}_{key}"] for row in kinds[kind])])
@@ -192,29 +169,28 @@ class Ladder:
         }  # fmt: skip
         ranks = f"ranks among {VIEWS} views of one image; {self.args.measured} held-out images of each kind"
         claims = {
-            "ladder": f"how far frozen {args.name} can be steered, rung by rung; {price}; {ranks}; "
+            "ladder": f"how far frozen {args.name} can be steered, rung by rung; {self.frozen.price()}; {ranks}; "
             f"chain {self.frozen.ranges()}",
             "maps": f"frozen {args.name}: map families by parameter, each alone, over its range; {ranks}",
         }
         for name, table, figures in (("ladder", rows, best), ("maps", self.alone, {})):
-            path = (args.out or RESULTS) / f"{name}_{args.name}.json"
             record(
-                path.stem,
+                self.path(name).stem,
                 claim=claims[name],
                 command=command,
                 rows=table,
                 figures=figures,
                 seeds=[0],
-                path=path,
+                path=self.path(name),
             )
+
+    def path(self, name: str) -> Path:
+        return (self.args.out or RESULTS) / f"{name}_{self.args.name}.json"
 
 
 @dataclass
 class Rung:
-    """One way to steer: an embedding made of the raw one, and how a map is fitted to it.
-
-    window: theta is given to the map as `window_of` writes it.
-    """
+    """One way to steer: an embedding made of the raw one, and how a map is fitted to it."""
 
     name: str
     space: str
@@ -224,8 +200,6 @@ class Rung:
     features: str = "linear"
     refine: str | None = None
     rank: int | None = None
-    projection: int | str = "auto"
-    window: bool = False
     by_parameter: bool = False
     neck_seconds: float = 0.0
 
@@ -249,30 +223,18 @@ class Rung:
         return min(n, GRADIENT_IMAGES) if self.map in GRADIENT else n
 
     def source(self) -> Iterator[Pair]:
-        for pair in self.ladder.frozen.pairs(self.embed, self.images):
-            yield (
-                pair._replace(theta=window_of(pair.theta, self.ladder.frozen.chain)) if self.window else pair
-            )
+        return self.ladder.frozen.pairs(self.embed, self.images)
 
     def fit(self) -> tuple[Steer, int]:
         steering = fit_embeddings(
             self.source(), map=self.map, rank=self.rank, refine=self.refine, memory=self.ladder.args.memory,
-            projection=self.projection if self.map in ("basis", "low_rank") else None, strict=False,
-            **self.coordinates(),
+            projection="auto" if self.map in ("basis", "low_rank") else None, strict=False,
+            features=self.phi(),
         ).requires_grad_(False)  # fmt: skip
-        chain = self.ladder.frozen.chain
-        steer = (lambda e, theta: steering(e, window_of(theta, chain))) if self.window else steering
-        return steer, steering.dim
+        return steering, steering.dim
 
-    def coordinates(self) -> dict[str, Any]:
-        chain = self.ladder.frozen.chain
-        if self.window:
-            scales = window_of(self.ladder.frozen.theta.flatten(0, 1), chain).abs().amax(0)
-            return {"features": Features("linear", len(scales), scales.tolist())}
-        expansion = features_for(chain, LARGEST if self.features == "auto" else self.features)
-        if self.features != "auto":
-            return {"features": expansion}
-        return {"features": "auto", "scales": expansion.scale_values, "periods": expansion.period_values}
+    def phi(self) -> Features:
+        return features_for(self.ladder.frozen.chain, self.features)
 
 
 if __name__ == "__main__":

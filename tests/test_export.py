@@ -14,7 +14,7 @@ from bundles import build, own, tiny
 from steerable.cli import main
 from steerable.errors import ConfigError, MissingExtra
 from steerable.export import export_onnx
-from steerable.model import SteerableEncoder
+from steerable.model import SteerableEncoder, steering_for
 from steerable.tta import views
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -105,6 +105,15 @@ def test_rotations_export_without_their_parametrization(tmp_path: Path, generato
     assert torch.nn.utils.parametrize.is_parametrized(model.steering.frame), (
         "the model itself stays as it was"
     )  # pyright: ignore
+
+
+def test_windows_export(tmp_path: Path, generator):
+    model = SteerableEncoder(own(), "simclr", steering_for("simclr", own().dim, features="linear+window"))
+    torch.nn.init.normal_(model.steering.get_parameter("weight"), generator=generator)
+    export_onnx(model, tmp_path)
+    e, theta = torch.randn(4, model.dim, generator=generator), model.chain.sample(4, generator=generator)
+    want = model.steer(e, theta).detach()
+    torch.testing.assert_close(run(tmp_path / "map.onnx", e, theta), want, atol=1e-4, rtol=1e-4)
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_written(tmp_path: Path):

@@ -331,4 +331,4 @@ def test_settings_out_of_range():
 
 
 def test_public_names():
-    assert fitting.__all__ == ["LARGEST", "check_room", "fit_embeddings"]
+    assert fitting.__all__ == ["check_room", "fit_embeddings"]

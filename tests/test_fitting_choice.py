@@ -190,6 +190,30 @@ def test_auto_features_try_harmonics_where_there_is_a_period(caplog: pytest.LogC
     assert [int(k) for k in re.findall(r"k = (\d+)", caplog.text)] == [2, 4, 5, 6, 9]
 
 
+def window_pairs(seed: int = 0) -> Pairs:
+    """Motions by what a crop shows, of zooms up to 1.8 octaves."""
+    truth, generator = (
+        BasisMap(8, 4, features=Features("linear+window", 4, window=range(4))),
+        torch.Generator(),
+    )
+    torch.nn.init.normal_(truth.weight, generator=generator.manual_seed(7))
+    theta = torch.rand(600, 4, generator=generator.manual_seed(seed)) * 2 - 1
+    theta[:, 0] = 0.9 * (theta[:, 0] + 1)
+    source = torch.randn(600, 8, generator=generator)
+    return source, theta, truth(source, theta).detach() + 0.01 * torch.randn(600, 8, generator=generator)
+
+
+def test_auto_features_try_the_window_where_there_is_a_crop(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, "steerable"):
+        fitted = fit_embeddings(*window_pairs(), features="auto", window=range(4))
+    assert fitted.features.expansion == "linear+window"
+    assert [int(k) for k in re.findall(r"k = (\d+)", caplog.text)] == [4, 8, 14, 18, 28]
+    fresh = window_pairs(seed=1)
+    assert error_on(fitted, fresh) < 1e-3 < error_on(fit_embeddings(*window_pairs(), features="auto"), fresh)
+    unchosen = fit_embeddings(*window_pairs(), map="rotation", features="auto", window=range(4))
+    assert unchosen.features.is_linear
+
+
 def test_auto_is_linear_where_nothing_is_to_be_chosen():
     data = expansion_pairs("linear+squares", n=60)
     for name in ("identity", "rotation"):

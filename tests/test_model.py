@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from steerable.encoders import Encoder
-from steerable.errors import LawError, ShapeError, ThetaError
+from steerable.errors import ConfigError, LawError, ShapeError, ThetaError
 from steerable.maps import MAPS, BasisMap, IdentityMap
 from steerable.model import SteerableEncoder, steering_for
 from steerable.theta import Laws
-from steerable.transforms import PRESETS, Chain, HFlip, Hue, Rotate
+from steerable.transforms import PRESETS, Chain, Crop, HFlip, Hue, Rotate
 
 
 class Net(nn.Module):
@@ -246,6 +246,35 @@ def test_steering_for_passes_periods_and_arguments():
     assert steering.rank == 3
     phi = steering.features
     torch.testing.assert_close(phi(torch.tensor([190.0, 1.0])), phi(torch.tensor([-170.0, 1.0])))
+
+
+def test_window_features_are_what_the_crop_shows(generator):
+    """Read from a picture of its own coordinates, halfway to the borders."""
+    chain, n = Chain([HFlip(p=0), Crop()]), 64
+    ramp = ((torch.arange(n) + 0.5) / n).expand(n, n)
+    theta = chain.sample(50, generator=generator)
+    seen = 2 * chain.apply(torch.stack([ramp, ramp.T, ramp]).expand(50, -1, -1, -1), theta) - 1
+    x, y = seen[:, 0, n // 2], seen[:, 1, :, n // 2]
+    halves = [axis[:, 3 * n // 4] - axis[:, n // 4] for axis in (x, y)]
+    centers = [axis[:, n // 2 - 1 : n // 2 + 1].mean(1) for axis in (x, y)]
+    phi = steering_for(chain, 6, features="window").features(theta)
+    most = 1 - 2 ** -(1.8 + 0.42 / 2)
+    torch.testing.assert_close(
+        phi[:, :4] * most,
+        torch.stack([*halves, *centers], 1) - torch.tensor([1.0, 1, 0, 0]),
+        atol=1e-5,
+        rtol=0,
+    )
+    assert phi[:, :4].abs().max() < 1.001, "of order one"
+
+
+def test_window_features_want_a_crop():
+    with pytest.raises(
+        ConfigError, match=r"'linear\+window' and theta is not known to hold a crop; .* leave window"
+    ):
+        steering_for(Chain([Rotate(), HFlip()]), 6, features="linear+window")
+    steering = steering_for("simclr", 6, features="linear+window")
+    assert steering.laws == Laws.IDENTITY, "what is curved along a coordinate does not compose"
 
 
 # fingerprint

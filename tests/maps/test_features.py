@@ -8,11 +8,13 @@ import torch
 from steerable.errors import ConfigError, ThetaError
 from steerable.maps import EXPANSIONS, Features
 
+PLACES = [1, 2, 3, 4]  # of zoom, aspect, shift_x and shift_y
+
 
 def test_every_expansion_is_exactly_zero_at_zero():
     for expansion in [*EXPANSIONS, "+".join(EXPANSIONS)]:
-        features = Features(expansion, 3, scales=[0.3, 45.0, 7.0], periods=[None, 360.0, 2.0])
-        phi = features(torch.zeros(4, 3))
+        features = Features(expansion, 5, [0.3, 45.0, 7.0, 1, 2], [None, 360.0, 2.0, None, None], PLACES)
+        phi = features(torch.zeros(4, 5))
         assert phi.shape == (4, features.n_features)
         assert torch.equal(phi, torch.zeros_like(phi))
 
@@ -34,6 +36,24 @@ def test_harmonics_by_hand_for_the_coordinate_with_a_period_only():
 def test_pairwise_takes_every_pair_once():
     phi = Features("pairwise", 4)(torch.tensor([2.0, 3.0, 5.0, 7.0]))
     assert phi.tolist() == [6, 10, 14, 15, 21, 35]
+
+
+def test_window_by_hand():
+    """One octave in: a square of half an image's side in the middle right."""
+    features = Features("window", 5, scales=[1, 1, 2, 9, 9], window=PLACES)
+    corner = torch.tensor([-0.5, -0.5, 0.5, 0.0]) / 0.75  # 1 - 2 ** -(1 + 2 / 2)
+    products = [corner[i] * corner[j] for i in range(4) for j in range(i, 4)]
+    phi = features(torch.tensor([7.0, 1.0, 0.0, -0.5, 0.0]))
+    torch.testing.assert_close(phi, torch.cat([corner, torch.stack(products)]))
+
+
+def test_auto_is_all_that_there_are_coordinates_for():
+    settings = {"scales": [1.0] * 5, "periods": [360.0, None, None, None, None], "window": PLACES}
+    features = Features("auto", 5, **settings)
+    assert features.auto
+    assert features.expansion == "linear+squares+pairwise+harmonics+window"
+    assert Features("auto", 5).expansion == "linear+squares+pairwise"
+    assert not Features.from_config(features.config(), 5).auto
 
 
 @pytest.mark.parametrize("expansion", ["linear", "squares+absolute", "harmonics", "linear+pairwise"])
@@ -73,6 +93,17 @@ def test_config_rebuilds():
     assert not features.state_dict()
 
 
+def test_config_holds_the_window_where_it_is_used():
+    features = Features("linear+window", 5, window=PLACES)
+    theta = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    twin = Features.from_config(features.config(), 5)
+    assert twin.config() == features.config()
+    assert torch.equal(twin(theta), features(theta))
+    assert (
+        "window" not in Features("linear", 5, window=PLACES).config()
+    )  # old bundles keep their fingerprints
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,6 +115,10 @@ def test_config_rebuilds():
         ({"expansion": "linear", "n_params": 2, "scales": [1.0]}, "scales has 1 values; expected 2"),
         ({"expansion": "linear", "n_params": 1, "scales": [0.0]}, "scales holds 0.0"),
         ({"expansion": "linear", "n_params": 1, "periods": [math.inf]}, "periods holds inf"),
+        ({"expansion": "window", "n_params": 4}, "not known to hold a crop; .* take a chain with crop"),
+        ({"expansion": "linear", "n_params": 4, "window": [0, 1, 2]}, r"window is \[0, 1, 2\]; expected"),
+        ({"expansion": "linear", "n_params": 4, "window": [0, 1, 2, 4]}, "among 4 coordinates"),
+        ({"expansion": "linear", "n_params": 4, "window": [0, 1, 2, 2]}, "each once"),
     ],
 )
 def test_bad_settings(arguments: dict, message: str):

@@ -50,7 +50,7 @@ def fit(
         statistics: of each stage that is joined: mean, std and grid (means of its quarters), joined by +
         chain: simclr, simclr-full, geometric or photometric
         map: identity, shift, basis, low_rank, rotation or exponential
-        features: functions of theta that the map is linear in, joined by +, such as linear+squares; auto chooses
+        features: functions of theta that the map is linear in, joined by +, such as linear+window; auto chooses
         views: transformed versions of each image
         adapter: a layer behind the encoder: discriminant, linear or hidden
         refine: gradient steps on the map after the fit: cosine or contrastive

@@ -14,7 +14,6 @@ from steerable.maps import Features, SteeringMap
 _LOG = logging.getLogger(__name__)
 # strong to weak, on columns of unit power
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10)
-LARGEST = "linear+squares+pairwise"  # what "auto" considers, with harmonics where there is a period
 _SKETCH = 512  # combinations of outputs that strengths are compared on
 _WORTH = 0.99  # a dearer expansion is taken where it has at most this share of the cheaper one's error
 
@@ -44,10 +43,10 @@ def finite(value: float) -> float | None:
 
 def expansions(largest: Features) -> list[Features]:
     """What "auto" chooses from, all of them parts of the largest expansion, cheap to dear."""
-    names = ["linear", "linear+squares", LARGEST]
-    if "harmonics" in largest.terms:
-        names += ["linear+harmonics", LARGEST + "+harmonics"]
-    settings = largest.config()
+    settings, products = largest.config(), "+".join(largest.terms[:3])
+    names = ["linear", "linear+squares", products, largest.expansion]
+    for term in largest.terms[3:]:
+        names += [f"linear+{term}", f"{products}+{term}"]
     found = [Features.from_config(settings | {"expansion": name}, largest.n_params) for name in names]
     return sorted({f.n_features: f for f in reversed(found)}.values(), key=lambda f: f.n_features)
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from steerable.errors import ConfigError, FitError
-from steerable.fitting.choice import LARGEST
 from steerable.fitting.closed import fit_closed_form
 from steerable.fitting.gradient import fit_by_gradient
 from steerable.fitting.pairs import Kept, PairBatch, pair_batches
@@ -33,6 +32,7 @@ def fit_embeddings(
     ridge: float | int | None = None,
     scales: Sequence[float | int] | None = None,
     periods: Sequence[float | int | None] | None = None,
+    window: Sequence[int] | None = None,
     rank: int | None = None,
     projection: int | str | None = None,
     refine: str | None = None,
@@ -53,15 +53,16 @@ def fit_embeddings(
         theta: (n, p) parameters of the transform that each target underwent.
         target: (n, d) embeddings of the transformed images.
         map: a name in `steerable.maps.MAPS`.
-        features: an expansion, or `Features` (which then brings scales and periods), or "auto" (families with
-            a closed form; linear for others): "linear", "linear+squares", "linear+squares+pairwise", and with
-            harmonics where a coordinate has a period; a dearer one is taken where it lowers the held-out
-            error by over 1 %.
+        features: an expansion, or `Features` (which then brings scales, periods and window). "auto" (families
+            with a closed form; linear for others) chooses: "linear", "linear+squares",
+            "linear+squares+pairwise", and with harmonics where a coordinate has a period and window where there
+            is a crop; a dearer one is taken where it lowers the held-out error by over 1 %.
         groups: (n,) image ids, whole numbers or strings. One group in five is held out for every choice; the
             map is then fitted on all. Without groups each row is its own.
         ridge: strength, at least 0, on columns scaled to unit power; None chooses it on the held-out groups.
         scales: per coordinate; by default the largest absolute value in the first batch.
         periods: per coordinate, a period or None.
+        window: the places of a crop's coordinates in theta, as in `Features`.
         rank: of "low_rank" and "exponential".
         projection: of "basis" and "low_rank": the map reads this many leading principal directions of the
             source, whitened, so that the ridge penalizes all alike ("basis" then has `inner`). Directions
@@ -98,7 +99,7 @@ def fit_embeddings(
         )
     settings = {"name": map, "dim": first.source.shape[1], "n_params": first.theta.shape[1]}
     settings |= {} if rank is None else {"rank": rank}
-    chosen = _features(map, first, features, scales, periods)
+    chosen = _features(map, first, features, scales, periods, window)
     by_gradient = map not in _CLOSED
     with torch.device("cpu" if by_gradient else "meta"):  # closed forms may refuse before weights have room
         empty = build(settings | {"features": chosen})
@@ -110,7 +111,7 @@ def fit_embeddings(
         fitted = fit_by_gradient(empty, batches, kept, strict=strict, twice=bool(refine))
     else:
         fitted = fit_closed_form(
-            empty, first, batches, auto=features == "auto", ridge=ridge, projection=projection,
+            empty, first, batches, auto=chosen.auto, ridge=ridge, projection=projection,
             memory=memory, strict=strict, twice=bool(refine),
         )  # fmt: skip
     steering, record = fitted.steering, fitted.record
@@ -148,16 +149,19 @@ def _features(
     features: str | Features,
     scales: Sequence[float | int] | None,
     periods: Sequence[float | int | None] | None,
+    window: Sequence[int] | None,
 ) -> Features:
     """phi with its scales; of "auto" the largest expansion."""
     if isinstance(features, Features):
-        if scales is not None or periods is not None:
+        if not (scales is periods is window is None):
             raise ConfigError(
-                "features already hold scales and periods; expected these once: leave out scales= and periods="
+                "features already hold scales, periods and window; expected these once: leave out scales=, periods= "
+                "and window="
             )
-        return features
-    if features == "auto":
-        features = LARGEST + ("+harmonics" if any(periods or ()) else "") if name in _CLOSED else "linear"
-    largest = first.theta.abs().amax(dim=0)
-    scales = torch.where(largest > 0, largest, 1.0).tolist() if scales is None else scales
-    return Features(features, first.theta.shape[1], scales, periods)
+    else:
+        largest = first.theta.abs().amax(dim=0)
+        scales = torch.where(largest > 0, largest, 1.0).tolist() if scales is None else scales
+        features = Features(features, first.theta.shape[1], scales, periods, window)
+    if features.auto and name not in _CLOSED:
+        return Features("linear", features.n_params, features.scale_values, features.period_values)
+    return features

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from steerable.errors import ConfigError, ThetaError, one_of
 
-EXPANSIONS = ("linear", "squares", "cubes", "absolute", "pairwise", "harmonics")
+EXPANSIONS = ("linear", "squares", "cubes", "absolute", "pairwise", "harmonics", "window")
+_AUTO = ("linear", "squares", "pairwise")
 _ORDERS = (1, 2)  # harmonics: sin and cos of these multiples of the angle
 _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -30,15 +31,22 @@ class Features(nn.Module):
             into (-P/2, P/2] first, so that phi(theta + P) = phi(theta)):
             "linear" x; "squares" x^2; "cubes" x^3; "absolute" |x|; "pairwise" x_i x_j for i < j;
             "harmonics" sin(2 pi m theta / P) and cos(2 pi m theta / P) - 1 for m = 1, 2, of each
-            coordinate with a period.
+            coordinate with a period; "window" the part of the image that a crop shows: w - 1, h - 1, x, y
+            with half its width and height and its center, [-1, 1] spanning the image and y pointing down,
+            these divided by what the scales allow for 1 - w; and the products of these four. "auto" alone is
+            linear, squares and pairwise, with harmonics where there is a period and window where there is a
+            crop: `fit_embeddings` chooses from these.
         n_params: p.
         scales: one positive number per coordinate, usually its largest absolute value, so that phi is of
             order one; ones by default.
         periods: one positive number or None per coordinate; none by default.
+        window: where zoom, aspect, shift_x and shift_y stand in theta, in the units of
+            `steerable.transforms.Crop`; none by default.
 
     Raises:
-        ConfigError: unknown or repeated expansion, harmonics without a period, no function at all, or
-            scales and periods that are not p positive numbers.
+        ConfigError: unknown or repeated expansion, harmonics without a period, "window" without window, no
+            function at all, scales and periods that are not p positive numbers, or a window that is not
+            four places.
     """
 
     scales: Tensor
@@ -50,6 +58,7 @@ class Features(nn.Module):
         n_params: int = 1,
         scales: Sequence[float | int] | None = None,
         periods: Sequence[float | int | None] | None = None,
+        window: Sequence[int] | None = None,
     ):
         super().__init__()
         if n_params < 1:
@@ -57,6 +66,10 @@ class Features(nn.Module):
                 f"n_params is {n_params}; expected at least 1: give the number of theta's coordinates"
             )
         self.n_params = n_params
+        self.auto = expansion == "auto"
+        if self.auto:
+            more = {"harmonics": any(periods or ()), "window": window is not None}
+            expansion = "+".join([*_AUTO, *(term for term, has in more.items() if has)])
         self.terms = _parse(expansion)
         self.scale_values = _positive(
             "scales", [1.0] * n_params if scales is None else list(scales), n_params
@@ -69,6 +82,12 @@ class Features(nn.Module):
             raise ConfigError(
                 "features are 'harmonics' and no coordinate has a period; expected at least one: "
                 "give periods=, or leave harmonics out"
+            )
+        self.window: tuple[int, ...] = () if window is None else _places(window, n_params)
+        if "window" in self.terms and not self.window:
+            raise ConfigError(
+                f"features are {expansion!r} and theta is not known to hold a crop; expected the places of zoom, "
+                "aspect, shift_x and shift_y: take a chain with crop (or give window=), or leave window out"
             )
         # Constants, rebuilt from the configuration: they follow .to(device) and stay out of saved weights.
         # A missing period is 0, not infinity, which a moving average of all buffers would turn into NaN.
@@ -95,7 +114,11 @@ class Features(nn.Module):
     def term_sizes(self) -> dict[str, int]:
         """How many functions each part of the expansion has, in the order of phi's columns."""
         p = self.n_params
-        sizes = {"pairwise": p * (p - 1) // 2, "harmonics": 2 * len(_ORDERS) * len(self._periodic)}
+        sizes = {
+            "pairwise": p * (p - 1) // 2,
+            "harmonics": 2 * len(_ORDERS) * len(self._periodic),
+            "window": 14,
+        }
         return {term: sizes.get(term, p) for term in self.terms}
 
     @property
@@ -105,23 +128,24 @@ class Features(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs besides n_params, as JSON types."""
-        return {
+        settings = {
             "expansion": self.expansion,
             "scales": list(self.scale_values),
             "periods": list(self.period_values),
         }
+        return settings | ({"window": list(self.window)} if "window" in self.terms else {})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], n_params: int) -> "Features":
         """Rebuild from `config`.
 
         Raises:
-            ConfigError: a key that is not one of expansion, scales, periods; or values that the
+            ConfigError: a key that is not one of expansion, scales, periods, window; or values that the
             constructor refuses.
         """
         for key in config:
-            if key not in ("expansion", "scales", "periods"):
-                raise unknown_name("feature setting", key, ("expansion", "scales", "periods"))
+            if key not in ("expansion", "scales", "periods", "window"):
+                raise unknown_name("feature setting", key, ("expansion", "scales", "periods", "window"))
         return cls(n_params=n_params, **config)
 
     def forward(self, theta: Tensor) -> Float[Tensor, "*batch k"]:
@@ -179,9 +203,20 @@ class Features(nn.Module):
         if term == "pairwise":
             first, second = torch.triu_indices(self.n_params, self.n_params, offset=1, device=x.device)
             return x[..., first] * x[..., second]
+        if term == "window":
+            return self._window(wrapped)
         turns = wrapped[..., self._periodic] / self.periods[self._periodic]
         waves = [(2 * math.pi * m) * turns for m in _ORDERS]
         return torch.cat([f for wave in waves for f in (wave.sin(), wave.cos() - 1)], dim=-1)
+
+    def _window(self, theta: Float[Tensor, "*batch p"]) -> Float[Tensor, "*batch m"]:
+        zoom, aspect, *shifts = (theta[..., i] for i in self.window)
+        halves = [(-zoom - aspect / 2).exp2(), (aspect / 2 - zoom).exp2()]
+        centers = [-2 * shift * half for shift, half in zip(shifts, halves, strict=True)]
+        most = self.scale_values[self.window[0]] + self.scale_values[self.window[1]] / 2
+        x = torch.stack([*(half - 1 for half in halves), *centers], dim=-1) / (1 - 2**-most)
+        first, second = torch.triu_indices(4, 4, device=x.device)
+        return torch.cat([x, x[..., first] * x[..., second]], dim=-1)
 
 
 def as_features(features: str | Features, n_params: int) -> Features:
@@ -210,6 +245,17 @@ def _parse(expansion: str) -> tuple[str, ...]:
             f"features {expansion!r} name an expansion twice; expected each once: leave one out"
         )
     return terms
+
+
+def _places(window: Sequence[int], n_params: int) -> tuple[int, ...]:
+    """Four different places in theta, or ConfigError."""
+    places = list(window)
+    if len(places) != 4 or len(set(places)) < 4 or not set(places) <= set(range(n_params)):
+        raise ConfigError(
+            f"window is {places}; expected the places of zoom, aspect, shift_x and shift_y, each once, among "
+            f"{n_params} coordinates: correct window="
+        )
+    return tuple(map(int, places))
 
 
 def _positive(what: str, values: list, n_params: int) -> tuple:

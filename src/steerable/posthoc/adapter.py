@@ -17,6 +17,7 @@ from steerable.posthoc.training import HELD, Table, train_adapter
 
 ADAPTERS = ("discriminant", "linear", "hidden")
 WIDTH = 512  # principal directions of the raw embedding that an adapter reads: its own price, and the map's
+_FAR = 3.0  # distance of the embeddings' mean from zero, in their root mean square distances from the mean
 _NOISE = 1e-2  # share of the mean residual variance that is added to each direction's
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ def adapted(
     with GELU) start there and are trained: contrast among views of one image, relative error, uniformity, and the
     divergence from the encoder's own neighborhoods.
 
+    All end with an offset along the least predictable direction, three times as long as the rest: cosines of centered
+    embeddings leave their lengths out, by which views of a picture differ, while from afar a cosine ranks as the
+    distance does. Maps, distances and linear probes do not notice.
+
     neck: a standardizing one. pairs: of its embeddings (n, r), ``views`` for each image, ids from 0 to n - 1.
     plain: embeddings of all images; final: the columns of the last layer.
     settings: map, features, projection, scales, periods, as `fit_embeddings` takes them. memory: GiB.
@@ -59,6 +64,8 @@ def adapted(
     layers = _initial(weight, kind)
     if kind != "discriminant":
         train_adapter(_joined(layers), fitted, held, settings, seed=seed)
+    with torch.no_grad():
+        layers[-1].bias[-1] += _FAR * _joined(layers)(fitted.plain).square().sum(1).mean().sqrt()
     return _behind(neck, layers, center, frame)
 
 
@@ -108,7 +115,8 @@ def discriminant(steering: SteeringMap, held: Table) -> Float[Tensor, "q q"]:
     signal = motion.T @ motion / (len(motion) * (v - 1) / v)
     root = torch.linalg.inv(torch.linalg.cholesky(noise))
     ratios, vectors = torch.linalg.eigh(root @ signal @ root.T)
-    least = max(1e-8 * float(ratios.max()), 1e-12)  # above zero where nothing moves: no direction is lost
+    # above zero where nothing moves: no direction is lost, nor drowned by the offset in float32
+    least = max(1e-6 * float(ratios.max()), 1e-12)
     ratios, vectors = ratios.flip(0).clamp_min(least), (root.T @ vectors).flip(1)
     top = ", ".join(f"{value:.2g}" for value in ratios[[0, len(ratios) // 16, len(ratios) // 4]])
     _LOG.info("adapter: predictable over unpredictable motion, first, 1/16th and 1/4th direction: %s", top)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from steerable.data import ImageSet
 from steerable.encoders import FINAL, Encoder, Neck, check_pixels, classifier_of
 from steerable.errors import ConfigError, FitError
-from steerable.fitting import LARGEST, fit_embeddings
+from steerable.fitting import fit_embeddings
 from steerable.maps import SteeringMap
 from steerable.model import SteerableEncoder, features_for, steering_for
 from steerable.posthoc.adapter import adapted
@@ -70,15 +70,12 @@ def fit(
     """
     plain = _checked(encoder, images, chain, views, adapter)
     given = plain.encoder
-    expansion = features_for(plain.chain, LARGEST if features == "auto" else features)
+    expansion = features_for(plain.chain, features)
     needed = check_memory(
         given, expansion, images=len(images), views=views, map=map, projection=projection, refine=refine,
         adapter=adapter, memory=memory,
     )  # fmt: skip
     settings: dict[str, Any] = {"map": map, "features": expansion, "projection": projection}
-    if features == "auto":
-        scales, periods = expansion.scale_values, expansion.period_values
-        settings |= {"features": features, "scales": scales, "periods": periods}
     began = time.perf_counter()
     pairs = Pairs(given, images, plain.chain, views=views, seed=seed, folder=cache, progress=progress)
 

@@ -63,6 +63,12 @@ class Chain(Transform):
     def param_laws(self) -> tuple[Laws, ...]:
         return tuple(laws for member in self.members for laws in member.param_laws)
 
+    @property
+    def window(self) -> list[int] | None:
+        """The places of a crop's zoom, aspect, shift_x and shift_y in theta; None without a crop."""
+        crop = [param for member in self.members if member.name == "crop" for param in member.params]
+        return [self.params.index(param) for param in crop] or None
+
     def sample(self, n: int, *, generator: torch.Generator) -> Float[Tensor, "n p"]:
         """Draw each member's theta, in listed order, from one generator: (n, p), float32 on the CPU."""
         return torch.cat([member.sample(n, generator=generator) for member in self.members], dim=1)
