@@ -214,6 +214,21 @@ def test_auto_features_try_the_window_where_there_is_a_crop(caplog: pytest.LogCa
     assert unchosen.features.is_linear
 
 
+def test_auto_features_do_without_products_that_would_cost_inputs(caplog: pytest.LogCaptureFixture):
+    generator = torch.Generator().manual_seed(0)
+    source, theta = torch.randn(400, 200, generator=generator), torch.rand(400, 9, generator=generator)
+    with caplog.at_level(logging.INFO, "steerable"):
+        fit_embeddings(source, theta, source * (1 + theta[:, :1]), features="auto", projection="auto")
+    assert [int(k) for k in re.findall(r"k = (\d+)", caplog.text)] == [9, 18]  # and not 54
+    assert "200 inputs" in caplog.text  # of which 54 functions would have left 64
+    largest = Features("auto", 9)
+    asked = [
+        check_room("basis", 200, f, projection="auto", memory=9)
+        for f in (largest, Features(largest.expansion, 9))
+    ]
+    assert asked[0] > asked[1]  # named, products are there
+
+
 def test_auto_is_linear_where_nothing_is_to_be_chosen():
     data = expansion_pairs("linear+squares", n=60)
     for name in ("identity", "rotation"):
@@ -227,6 +242,7 @@ def test_auto_is_linear_where_nothing_is_to_be_chosen():
 def test_features_and_inputs_are_chosen_together(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    monkeypatch.setattr(closed, "_FEW", 0)
     monkeypatch.setattr(closed, "_UNKNOWNS", 60)
     monkeypatch.setattr(closed, "_WIDTHS", (2, 4, 8))
     with caplog.at_level(logging.INFO, "steerable"):

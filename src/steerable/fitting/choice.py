@@ -43,10 +43,11 @@ def finite(value: float) -> float | None:
 
 def expansions(largest: Features) -> list[Features]:
     """What "auto" chooses from, all of them parts of the largest expansion, cheap to dear."""
-    settings, products = largest.config(), "+".join(largest.terms[:3])
-    names = ["linear", "linear+squares", products, largest.expansion]
-    for term in largest.terms[3:]:
-        names += [f"linear+{term}", f"{products}+{term}"]
+    settings, terms = largest.config(), largest.terms
+    powers = [term for term in terms if term in ("linear", "squares", "pairwise")]
+    names = ["+".join(powers[: i + 1]) for i in range(len(powers))] + [largest.expansion]
+    for term in terms[len(powers) :]:
+        names += [f"linear+{term}", "+".join([*powers, term])]
     found = [Features.from_config(settings | {"expansion": name}, largest.n_params) for name in names]
     return sorted({f.n_features: f for f in reversed(found)}.values(), key=lambda f: f.n_features)
 

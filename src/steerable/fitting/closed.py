@@ -17,6 +17,7 @@ from steerable.maps.base import within_width
 
 _UNKNOWNS = 4200  # rows of the normal equations that "auto" allows: solved in seconds on two cores
 _WIDTHS = (64, 128, 256, 512)
+_FEW = 128  # inputs that products of theta's coordinates must leave, or "auto" does without them
 
 
 def fit_closed_form(
@@ -38,7 +39,8 @@ def fit_closed_form(
     Raises:
         FitError: as `fit_embeddings`.
     """
-    largest = Features.from_config(empty.features.config(), empty.n_params).to(first.source.device)
+    largest = _considered(empty.name, empty.dim, empty.features, projection) if auto else empty.features
+    largest = Features.from_config(largest.config(), empty.n_params).to(first.source.device)
     widths = _widths(empty.name, empty.dim, largest.n_features, projection)
     directions = None
     if isinstance(projection, int) or 0 < widths[-1] < empty.dim:
@@ -71,13 +73,14 @@ def check_room(
 ) -> int:
     """Bytes that `fit_embeddings` will need for a closed form, known before there are pairs; 0 without one.
 
-    features: the largest expansion that is tried.
+    features: the expansion, or the largest that is tried.
 
     Raises:
         FitError: they are more than the memory, in GiB.
     """
     if map not in ("shift", "basis", "low_rank"):
         return 0
+    features = _considered(map, dim, features, projection) if features.auto else features
     width = _widths(map, dim, features.n_features, projection)[-1]
     return room(features.n_features * (width + 1), features.n_features, dim, memory)
 
@@ -92,6 +95,15 @@ def _widths(map: str, d: int, k: int, projection: int | str | None) -> list[int]
         return [d]
     most = max(1, _UNKNOWNS // k - 1)
     return [width for width in _WIDTHS if width <= most] or [most]
+
+
+def _considered(map: str, d: int, largest: Features, projection: int | str | None) -> Features:
+    """The largest expansion for "auto", without products where these would leave too few inputs to all expansions."""
+    width = _widths(map, d, largest.n_features, projection)[-1]
+    if not 0 < width < min(d, _FEW) or isinstance(projection, int) or "pairwise" not in largest.terms:
+        return largest
+    terms = "+".join(term for term in largest.terms if term != "pairwise")
+    return Features.from_config(largest.config() | {"expansion": terms}, largest.n_params)
 
 
 def _directions(
