@@ -42,9 +42,21 @@ EXCERPT: dict[str, tuple[str, dict[str, str]]] = {
             }.items()
         },
     ),
-    "ladder_mobilenetv2_100": (
-        "A frozen MobileNetV2, maps fitted afterwards: best ranks among 50 views of one photograph",
+    "ladder_mobilenetv1_100": (
+        "A frozen MobileNetV1, maps fitted afterwards: best ranks among 50 views of one photograph",
         {"MRR, color": "best mrr, color, photographs", "MRR, crop": "best mrr, crop, photographs"},
+    ),
+    "ladder_mobilenetv2_100": (
+        "The same with a MobileNetV2",
+        {"MRR, color": "best mrr, color, photographs", "MRR, crop": "best mrr, crop, photographs"},
+    ),
+    "distill_mobilenetv2": (
+        "A MobileNetV2 fine-tuned on flowers without labels, against the frozen one with a fitted map",
+        {
+            f"{label}, {arm}": f"{name}, {arm}"
+            for label, name in (("relative error", "relative error"), ("linear probe", "probe accuracy"))
+            for arm in ("frozen", "steerable")
+        },
     ),
     "tta_cost": (
         "Encoding and 1,000 steered views with merged probabilities, over one plain pass of a ResNet-50",
@@ -87,6 +99,10 @@ EXCERPT: dict[str, tuple[str, dict[str, str]]] = {
             "errors": "errors",
             "slider to neighbors, median": "slider to neighbors, median",
         },
+    ),
+    "pipeline": (
+        "Decoding to two transformed views, images a second over lightly's, 2 CPU cores",
+        {f"{side} pixels": f"input over lightly, {side} pixels" for side in (32, 64)},
     ),
     "transforms": (
         "Transforms on one CPU thread, 64 images of 224 px",
