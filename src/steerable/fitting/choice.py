@@ -18,6 +18,14 @@ _SKETCH = 512  # combinations of outputs that strengths are compared on
 _WORTH = 0.99  # a dearer expansion is taken where it has at most this share of the cheaper one's error
 
 
+class Asked(NamedTuple):
+    """One system of normal equations: its expansion, parts of it to compare, and how much of e these may read."""
+
+    largest: Features
+    members: list[Features]
+    widths: list[int]
+
+
 class Choice(NamedTuple):
     """A regression, with the strength and the held-out relative error that it reaches (nan: nothing is held out)."""
 
@@ -53,30 +61,26 @@ def expansions(largest: Features) -> list[Features]:
 
 
 def choose(
-    system: System,
-    largest: Features,
-    candidates: Sequence[Features],
-    widths: Sequence[int],
-    *,
-    ridge: float | None,
-    rank: int | None,
-    needed: bool,
+    systems: Sequence[tuple[Asked, System]], *, ridge: float | None, rank: int | None, needed: bool
 ) -> Choice:
     """The candidate with the least held-out error; of two expansions the cheaper unless that costs 1 %.
 
     Raises:
         FitError: there is something to choose, or an error is needed, and no rows are held out or none are left to fit.
     """
+    asked, system = systems[0]
+    candidates = [(member, *pair) for pair in systems for member in pair[0].members]
     # without inputs nothing is penalized
     strengths = STRENGTHS if ridge is None and system.strip > 1 else (ridge or 0.0,)
-    single = len(strengths) * len(candidates) * len(widths) == 1
+    single = len(strengths) * len(candidates) * len(asked.widths) == 1
     if single and not needed and not (system.fitted.rows and system.held.rows):
-        return Choice(largest, widths[0], system, strengths[0], math.nan)
+        return Choice(asked.largest, asked.widths[0], system, strengths[0], math.nan)
     need_two_groups(system.fitted.rows, system.held.rows)
     best = None
-    for features in candidates:
-        columns = _columns(largest, features).to(system.scale.device)
-        tried = (_tried(features, width, system.block(columns, width), strengths, rank) for width in widths)
+    for features, asked, system in sorted(candidates, key=lambda candidate: candidate[0].n_features):
+        columns = _columns(asked.largest, features).to(system.scale.device)
+        blocks = ((width, system.block(columns, width)) for width in asked.widths)
+        tried = (_tried(features, width, block, strengths, rank) for width, block in blocks)
         found = min(tried, key=lambda choice: choice.error)
         if best is None or found.error < _WORTH * best.error:
             best = found

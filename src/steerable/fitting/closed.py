@@ -1,14 +1,14 @@
 """The closed forms: one pass over the pairs, what held-out pairs choose, and the weights that follow."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from steerable.errors import FitError
-from steerable.fitting.choice import Choice, Fitted, choose, expansions, finite
+from steerable.fitting.choice import Asked, Choice, Fitted, choose, expansions, finite
 from steerable.fitting.moments import Moments, Spread
 from steerable.fitting.pairs import GIB, PairBatch
 from steerable.fitting.ridge import NormalEquations, room
@@ -17,7 +17,7 @@ from steerable.maps.base import within_width
 
 _UNKNOWNS = 4200  # rows of the normal equations that "auto" allows: solved in seconds on two cores
 _WIDTHS = (64, 128, 256, 512)
-_FEW = 128  # inputs that products of theta's coordinates must leave, or "auto" does without them
+_FEW = 128  # inputs that products of theta's coordinates must leave to be tried by "auto"
 
 
 def fit_closed_form(
@@ -39,26 +39,34 @@ def fit_closed_form(
     Raises:
         FitError: as `fit_embeddings`.
     """
-    largest = _considered(empty.name, empty.dim, empty.features, projection) if auto else empty.features
-    largest = Features.from_config(largest.config(), empty.n_params).to(first.source.device)
-    widths = _widths(empty.name, empty.dim, largest.n_features, projection)
+    features = Features.from_config(empty.features.config(), empty.n_params)
+    plan = _plan(empty.name, empty.dim, expansions(features) if auto else [features], projection)
+    whole = empty.dim if projection is None or projection == "auto" else -1  # inputs that need no projection
+    part = max((asked.widths[-1] for asked in plan if asked.widths[-1] != whole), default=0)
     directions = None
-    if isinstance(projection, int) or 0 < widths[-1] < empty.dim:
-        directions, batches = _directions(first, batches, widths[-1], memory=memory, strict=strict)
-    equations = NormalEquations(
-        largest.double(),
-        first,
-        projection=directions,
-        with_source=widths[-1] > 0,
-        strict=strict,
-        memory=memory,
-    )
+    if part:
+        directions, batches = _directions(first, batches, part, memory=memory, strict=strict)
+    streams = [
+        NormalEquations(
+            asked.largest.to(first.source.device).double(),
+            first,
+            projection=None
+            if directions is None or asked.widths[-1] in (0, whole)
+            else directions[: asked.widths[-1]],
+            with_source=asked.widths[-1] > 0,
+            strict=strict,
+            memory=memory,
+        )
+        for asked in plan
+    ]
     for batch in batches:
-        equations.add(batch)
-    system = equations.close()
+        for equations in streams:
+            equations.add(batch)
     rank = empty.rank if isinstance(empty, LowRankMap) else None
-    candidates = expansions(largest) if auto else [largest]
-    choice = choose(system, largest, candidates, widths, ridge=ridge, rank=rank, needed=twice)
+    systems = [(asked, equations.close()) for asked, equations in zip(plan, streams, strict=True)]
+    choice = choose(systems, ridge=ridge, rank=rank, needed=twice)
+    if choice.width == whole:
+        directions = None
     early = _solved(empty, choice, choice.system.fitted, directions, rank) if twice else None
     choice.system.fitted.include(choice.system.held)
     record = {
@@ -80,9 +88,29 @@ def check_room(
     """
     if map not in ("shift", "basis", "low_rank"):
         return 0
-    features = _considered(map, dim, features, projection) if features.auto else features
-    width = _widths(map, dim, features.n_features, projection)[-1]
-    return room(features.n_features * (width + 1), features.n_features, dim, memory)
+    plan = _plan(map, dim, expansions(features) if features.auto else [features], projection)
+    sizes = [(asked.largest.n_features, asked.widths[-1]) for asked in plan]
+    return sum(room(k * (width + 1), k, dim, memory) for k, width in sizes)
+
+
+def _plan(map: str, d: int, candidates: Sequence[Features], projection: int | str | None) -> list[Asked]:
+    """A system for each number of inputs, since a cheap expansion may read more of e than a dear one.
+
+    Products go where they would leave so few inputs that they never win.
+    """
+    plan: list[Asked] = []
+    for features in reversed(candidates):
+        widths = _widths(map, d, features.n_features, projection)
+        few = projection == "auto" and 0 < widths[-1] < min(d, _FEW)
+        if few and len(candidates) > 1 and "pairwise" in features.terms:
+            continue
+        for asked in plan:
+            if asked.widths == widths and {*features.terms} <= {*asked.largest.terms}:
+                asked.members.append(features)
+                break
+        else:
+            plan.append(Asked(features, [features], widths))
+    return plan
 
 
 def _widths(map: str, d: int, k: int, projection: int | str | None) -> list[int]:
@@ -95,15 +123,6 @@ def _widths(map: str, d: int, k: int, projection: int | str | None) -> list[int]
         return [d]
     most = max(1, _UNKNOWNS // k - 1)
     return [width for width in _WIDTHS if width <= most] or [most]
-
-
-def _considered(map: str, d: int, largest: Features, projection: int | str | None) -> Features:
-    """The largest expansion for "auto", without products where these would leave too few inputs to all expansions."""
-    width = _widths(map, d, largest.n_features, projection)[-1]
-    if not 0 < width < min(d, _FEW) or isinstance(projection, int) or "pairwise" not in largest.terms:
-        return largest
-    terms = "+".join(term for term in largest.terms if term != "pairwise")
-    return Features.from_config(largest.config() | {"expansion": terms}, largest.n_params)
 
 
 def _directions(

@@ -56,8 +56,8 @@ def fit_embeddings(
         features: an expansion, or `Features` (which then brings scales, periods and window). "auto" (families
             with a closed form; linear for others) chooses: "linear", "linear+squares",
             "linear+squares+pairwise", and with harmonics where a coordinate has a period and window where there
-            is a crop; a dearer one is taken where it lowers the held-out error by over 1 %. Products are left
-            out where projection "auto" could then read fewer than 128 directions.
+            is a crop; a dearer one is taken where it lowers the held-out error by over 1 %. Each reads as many
+            directions as projection "auto" leaves it; products that would leave under 128 are not tried.
         groups: (n,) image ids, whole numbers or strings. One group in five is held out for every choice; the
             map is then fitted on all. Without groups each row is its own.
         ridge: strength, at least 0, on columns scaled to unit power; None chooses it on the held-out groups.
