@@ -9,9 +9,10 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import load_dataset
 from torch import Tensor
@@ -194,7 +195,7 @@ class _Reader(IterableDataset):
             rows = load_dataset("parquet", data_files=files, split="train", streaming=True, columns=names)
             # arrow tables, column by column, since building each row costs eight times as much; and by iter, since
             # by itself datasets would deal the one shard out to the workers once more
-            for part in rows.with_format("arrow").iter(CHUNK):
+            for part in cast("Iterator[pa.Table]", rows.with_format("arrow").iter(CHUNK)):
                 labels = [0] * len(part) if label is None else part[label].to_pylist()
                 yield from zip(image_files(part[column].combine_chunks()), labels, strict=True)
         except Exception as error:  # a shard that has gone or is damaged, from here on
