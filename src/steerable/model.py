@@ -250,7 +250,7 @@ def steering_for(
 
 
 def features_for(chain: Chain, expansion: str) -> Features:
-    """phi for a chain: scales, periods and the places of its crop and flips are the chain's, as `steering_for` says."""
+    """phi for a chain: scales, periods and the places of its crop are the chain's, as `steering_for` says."""
     scales = [param.scale for param in chain.params]
     periods = [None if param.is_switch else param.period for param in chain.params]
     return Features(expansion, len(chain.params), scales, periods, chain.window)

@@ -48,7 +48,7 @@ def open_shards(name: str, split: str, *, root: Any = None, size: int | None = N
     good, skipped, rows, features, labels = [], [], 0, None, []
     for path in by_split[split]:
         try:
-            with opened(path) as file:
+            with _opened(path) as file:
                 features = features or Features.from_arrow_schema(file.schema_arrow)
                 label = _label(features)
                 if label is not None and not isinstance(features[label], ClassLabel):
@@ -69,15 +69,17 @@ def open_shards(name: str, split: str, *, root: Any = None, size: int | None = N
 
 
 def _by_split(name: str, root: Any) -> dict[str, list[str]]:
-    files = None if name == PHOTOS else find_files(name, root)
+    if name == PHOTOS:
+        return {}
+    files = find_files(name, root)
     if files is None:
-        return {} if name == PHOTOS else hub_shards(name)
+        return hub_shards(name)
     if files.builder != "parquet":
         return {}
     return {split: [str(path) for path in paths] for split, paths in files.by_split.items()}
 
 
-def opened(path: str) -> parquet.ParquetFile:
+def _opened(path: str) -> parquet.ParquetFile:
     """A shard, on this machine or, as hf://..., wherever fsspec finds it."""
     if "://" not in path:
         return parquet.ParquetFile(path)

@@ -1,7 +1,8 @@
 """Parquet shards that need not fit into memory: shuffled, dealt out, resumable, decoded by workers.
 
-What a batch holds depends on seed, epoch, and the numbers of processes and workers only: a run that goes on in the
-middle of an epoch passes over the rows behind it without decoding them, and gets the batches that it would have had.
+Hugging Face ``datasets`` streams each shard. What a batch holds depends on seed, epoch, and the numbers of processes
+and workers only: a run that goes on in the middle of an epoch passes over the rows behind it without decoding them, and
+gets the batches that it would have had.
 """
 
 import logging
