@@ -25,6 +25,11 @@ class Asked(NamedTuple):
     members: list[Features]
     widths: list[int]
 
+    @property
+    def most(self) -> int:
+        """The largest of the widths, which the system is made for."""
+        return self.widths[-1]
+
 
 class Choice(NamedTuple):
     """A regression, with the strength and the held-out relative error that it reaches (nan: nothing is held out)."""

@@ -1,7 +1,7 @@
 """The closed forms: one pass over the pairs, what held-out pairs choose, and the weights that follow."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -40,9 +40,9 @@ def fit_closed_form(
         FitError: as `fit_embeddings`.
     """
     features = Features.from_config(empty.features.config(), empty.n_params)
-    plan = _plan(empty.name, empty.dim, expansions(features) if auto else [features], projection)
-    whole = empty.dim if projection is None or projection == "auto" else -1  # inputs that need no projection
-    part = max((asked.widths[-1] for asked in plan if asked.widths[-1] != whole), default=0)
+    plan = _plan(empty.name, empty.dim, features, projection, auto=auto)
+    whole = -1 if isinstance(projection, int) else empty.dim  # inputs that need no projection
+    part = max((asked.most for asked in plan if asked.most != whole), default=0)
     directions = None
     if part:
         directions, batches = _directions(first, batches, part, memory=memory, strict=strict)
@@ -50,10 +50,8 @@ def fit_closed_form(
         NormalEquations(
             asked.largest.to(first.source.device).double(),
             first,
-            projection=None
-            if directions is None or asked.widths[-1] in (0, whole)
-            else directions[: asked.widths[-1]],
-            with_source=asked.widths[-1] > 0,
+            projection=None if directions is None or asked.most in (0, whole) else directions[: asked.most],
+            with_source=asked.most > 0,
             strict=strict,
             memory=memory,
         )
@@ -88,28 +86,28 @@ def check_room(
     """
     if map not in ("shift", "basis", "low_rank"):
         return 0
-    plan = _plan(map, dim, expansions(features) if features.auto else [features], projection)
-    sizes = [(asked.largest.n_features, asked.widths[-1]) for asked in plan]
+    plan = _plan(map, dim, features, projection, auto=features.auto)
+    sizes = [(asked.largest.n_features, asked.most) for asked in plan]
     return sum(room(k * (width + 1), k, dim, memory) for k, width in sizes)
 
 
-def _plan(map: str, d: int, candidates: Sequence[Features], projection: int | str | None) -> list[Asked]:
+def _plan(map: str, d: int, features: Features, projection: int | str | None, *, auto: bool) -> list[Asked]:
     """A system for each number of inputs, since a cheap expansion may read more of e than a dear one.
 
-    Products go where they would leave so few inputs that they never win.
+    auto: parts of the features are tried as well; products go where they would leave so few inputs that they never win.
     """
     plan: list[Asked] = []
-    for features in reversed(candidates):
-        widths = _widths(map, d, features.n_features, projection)
+    for part in reversed(expansions(features)) if auto else [features]:
+        widths = _widths(map, d, part.n_features, projection)
         few = projection == "auto" and 0 < widths[-1] < min(d, _FEW)
-        if few and len(candidates) > 1 and "pairwise" in features.terms:
+        if few and auto and "pairwise" in part.terms:
             continue
         for asked in plan:
-            if asked.widths == widths and {*features.terms} <= {*asked.largest.terms}:
-                asked.members.append(features)
+            if asked.widths == widths and {*part.terms} <= {*asked.largest.terms}:
+                asked.members.append(part)
                 break
         else:
-            plan.append(Asked(features, [features], widths))
+            plan.append(Asked(part, [part], widths))
     return plan
 
 
